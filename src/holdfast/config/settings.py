@@ -1,0 +1,163 @@
+"""Every setting, its unit and its default. Precedence: arguments > HOLDFAST_<UPPER> > holdfast.toml > default.
+
+An unknown key is an error, so that a typing mistake cannot silently leave a default in force; what a Kubernetes
+Service named holdfast injects (HOLDFAST_SERVICE_*, HOLDFAST_PORT=tcp://..., HOLDFAST_PORT_*) is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+CONFIG_FILE = "holdfast.toml"
+_ENV_PREFIX = "HOLDFAST_"
+# Read by the client commands and the model layer under their own names; not settings of the server.
+_ENV_OTHERS = frozenset(
+    {"HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_MODEL_KEY", "HOLDFAST_FULL"}
+)
+
+
+class SettingsError(Exception):
+    """A setting is unknown or out of its range; the text names each, where it came from, and the remedy."""
+
+
+class Settings(BaseModel):
+    """The settings of one deployment. Names that end in `_s` are seconds, in `_bytes` bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8484, ge=0, le=65535)
+    store: str = "sqlite:///holdfast.db"
+    profile: Literal["dev", "staging", "production"] = "dev"
+    model: str = ""
+    model_url: str = ""
+    log_format: Literal["logfmt", "json"] = "logfmt"
+
+    run_deadline_s: float = Field(600, gt=0, le=604_800)
+    queue_timeout_s: float = Field(30, gt=0)
+    session_wait_s: float = Field(3600, gt=0)
+    approval_deadline_s: float = Field(86_400, gt=0)
+    queued_behind: int = Field(16, ge=1, le=1000)
+
+    model_connect_s: float = Field(10, gt=0)
+    model_first_content_s: float = Field(120, gt=0)
+    model_idle_s: float = Field(60, gt=0)
+    model_request_s: float = Field(300, gt=0)
+    model_retries: int = Field(2, ge=0, le=10)
+
+    tool_timeout_s: float = Field(120, gt=0)
+    tool_queue_s: float = Field(10, gt=0)
+    tool_threads: int = Field(16, ge=1, le=256)
+    quarantine: int = Field(4, ge=1)
+
+    stop_grace_s: float = Field(2, gt=0)
+    lease_s: float = Field(10, gt=0)
+    renew_s: float = Field(2.5, gt=0)
+    loop_stall_s: float = Field(5, gt=0)
+    drain_s: float = Field(25, ge=0)
+    keepalive_s: float = Field(15, gt=0, le=30)
+    store_outage_s: float = Field(60, gt=0)
+
+    concurrency: int = Field(64, ge=1, le=4096)
+    runs_active: int = Field(1000, ge=1)
+    connections: int = Field(4096, ge=1)
+    attempts: int = Field(3, ge=1, le=10)
+
+    flush_ms: int = Field(25, ge=1, le=75)
+    flush_bytes: int = Field(1024, ge=1)
+    buffer_bytes: int = Field(1_048_576, ge=65_536)
+    log_bytes: int = Field(268_435_456, ge=1_048_576)
+    input_bytes: int = Field(262_144, ge=1)
+    body_bytes: int = Field(8_388_608, ge=1)
+
+    retention_s: float = Field(86_400, gt=0)
+    retention_bytes: int = Field(1_073_741_824, ge=1)
+    in_process: bool = False
+
+
+def load(
+    arguments: Mapping[str, Any],
+    *,
+    directory: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge the four sources.
+
+    Args:
+        arguments: From the command line; None values are not given.
+        directory: Where holdfast.toml is looked for; the current directory by default.
+        environ: The environment; `os.environ` by default.
+
+    Raises:
+        SettingsError: A key is unknown, a value out of range, or holdfast.toml cannot be read.
+    """
+    merged: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    env = os.environ if environ is None else environ
+    layers = (
+        (CONFIG_FILE, _from_file((directory or Path.cwd()) / CONFIG_FILE)),
+        ("environment", _from_environment(env)),
+        ("command line", {k: v for k, v in arguments.items() if v is not None}),
+    )
+    for name, values in layers:
+        for key, value in values.items():
+            merged[key] = value
+            source[key] = name
+    try:
+        return Settings.model_validate(merged)
+    except pydantic.ValidationError as error:
+        raise SettingsError(_explain(error, source)) from error
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(
+            f"cannot read {path}: {error}; correct the file or move it away"
+        ) from error
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in env.items():
+        if (
+            name.startswith(_ENV_PREFIX)
+            and name not in _ENV_OTHERS
+            and not _injected(name, value)
+        ):
+            found[name.removeprefix(_ENV_PREFIX).lower()] = value
+    return found
+
+
+def _injected(name: str, value: str) -> bool:
+    """Whether Kubernetes set this for a Service named holdfast."""
+    if name.startswith(("HOLDFAST_SERVICE_", "HOLDFAST_PORT_")):
+        return True
+    return name == "HOLDFAST_PORT" and value.startswith("tcp://")
+
+
+def _explain(error: pydantic.ValidationError, source: Mapping[str, str]) -> str:
+    lines = []
+    for item in error.errors():
+        key = str(item["loc"][0]) if item["loc"] else "?"
+        origin = source.get(key, "?")
+        shown = f"{_ENV_PREFIX}{key.upper()}" if origin == "environment" else key
+        if item["type"] == "extra_forbidden":
+            lines.append(
+                f"unknown setting {shown} ({origin}); remove it, or see docs/settings.md for the names"
+            )
+        else:
+            lines.append(
+                f"setting {shown} ({origin}) is {item['input']!r}: {item['msg'].lower()}"
+            )
+    return "; ".join(lines)

@@ -1,0 +1,277 @@
+"""What a log amounts to: text, tools, usage, messages. One fold over the events, used by every writer of an end.
+
+The executor folds the events it sends, the store folds the events it has; both get the same output, partial,
+usage and history, because parts and calls that `attempt.discarded` names count nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from holdfast.domain.events import EventType
+from holdfast.domain.messages import Message, ToolCall
+
+
+class _Part:
+    __slots__ = ("chunks", "discarded", "done", "number", "step", "text_kind")
+
+    def __init__(self, number: int, step: int, *, text_kind: bool) -> None:
+        self.number = number
+        self.step = step
+        self.text_kind = text_kind  # text, else reasoning
+        self.chunks: list[str] = []
+        self.done = False
+        self.discarded = False
+
+    @property
+    def text(self) -> str:
+        if len(self.chunks) > 1:
+            self.chunks = ["".join(self.chunks)]
+        return self.chunks[0] if self.chunks else ""
+
+
+class _Call:
+    __slots__ = ("args", "call", "discarded", "name", "outcome", "result", "step")
+
+    def __init__(self, call: str, name: str, args: Any, step: int) -> None:
+        self.call = call
+        self.name = name
+        self.args = args
+        self.step = step
+        self.outcome: str | None = None
+        self.result: Any = None
+        self.discarded = False
+
+
+class OpenCall:
+    """A tool call without a tool.finished."""
+
+    __slots__ = ("call", "name")
+
+    def __init__(self, call: str, name: str) -> None:
+        """Name the call and its tool."""
+        self.call = call
+        self.name = name
+
+
+class Digest:
+    """The fold. Feed it every event of one run in order, from the first or from a checkpoint on."""
+
+    def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Start empty, or from decoded events."""
+        self._items: list[_Part | _Call] = []
+        self._parts: dict[int, _Part] = {}
+        self._calls: dict[str, _Call] = {}
+        self._step = 0
+        self._usage: dict[str, int] = {}
+        self._last_discarded = ""
+        self.input = ""
+        self.steered: list[str] = []
+        self.attempts = 0
+        for event in events:
+            self.feed(event["type"], event)
+
+    def feed(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Take the next event: its type and its fields (others in the mapping are not looked at)."""
+        match kind:
+            case EventType.TEXT_DELTA | EventType.REASONING_DELTA:
+                self._part(
+                    fields["part"], text_kind=kind == EventType.TEXT_DELTA
+                ).chunks.append(fields["text"])
+            case EventType.TEXT_DONE | EventType.REASONING_DONE:
+                self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
+            case EventType.TOOL_CALLED:
+                call = _Call(
+                    fields["call"], fields["name"], fields.get("args"), self._step
+                )
+                self._calls[call.call] = call
+                self._items.append(call)
+            case EventType.TOOL_FINISHED:
+                self._finished(fields)
+            case EventType.MODEL_REQUESTED:
+                self._step = fields.get("step", self._step)
+            case EventType.MODEL_RESPONDED:
+                self._count(fields.get("usage"))
+            case EventType.ATTEMPT_DISCARDED:
+                self._discard(fields)
+            case EventType.RUN_STARTED:
+                self.attempts = fields.get("attempt", self.attempts)
+            case EventType.RUN_CREATED:
+                self.input = fields.get("input", "")
+            case EventType.STEERED:
+                self.steered.append(fields.get("input", ""))
+            case _:
+                pass
+
+    def text(self) -> str:
+        """Every undiscarded text part, joined in order of appearance: what a reader has on the screen."""
+        return "".join(
+            part.text
+            for part in self._items
+            if isinstance(part, _Part) and self._shown(part)
+        )
+
+    def partial(self) -> str:
+        """`text()`, or the last discarded text where nothing followed it."""
+        return self.text() or self._last_discarded
+
+    def usage(self) -> dict[str, int]:
+        """Sums over model.responded: requests, input_tokens, output_tokens and what else models count."""
+        return dict(self._usage)
+
+    def open_calls(self) -> list[OpenCall]:
+        """The tool calls without an end, in order."""
+        return [
+            OpenCall(c.call, c.name)
+            for c in self._calls.values()
+            if c.outcome is None and not c.discarded
+        ]
+
+    def open_parts(self) -> list[int]:
+        """The undiscarded parts without a done, in order."""
+        return [
+            p.number for p in self._parts.values() if not p.done and not p.discarded
+        ]
+
+    def next_part(self) -> int:
+        """The first free part number."""
+        return max(self._parts, default=-1) + 1
+
+    def parts(self) -> list[int]:
+        """Every undiscarded part, for attempt.discarded."""
+        return [p.number for p in self._parts.values() if not p.discarded]
+
+    def calls(self) -> list[str]:
+        """Every undiscarded call, for attempt.discarded."""
+        return [c.call for c in self._calls.values() if not c.discarded]
+
+    def messages(self, *, completed: bool, user: str | None = None) -> list[Message]:
+        """The run as neutral messages: each call has a result, an answer that was cut short says so.
+
+        Args:
+            completed: Whether the run completed; else its last answer is marked interrupted.
+            user: The user's message; None takes the input of run.created, "" leaves it out.
+        """
+        fold = _Fold()
+        first = self.input if user is None else user
+        if first:
+            fold.out.append(Message(role="user", text=first))
+        for item in self._items:
+            if item.discarded:
+                continue
+            if isinstance(item, _Part):
+                if item.text_kind:
+                    fold.say(item.text)
+            else:
+                fold.call(item)
+        if not fold.answered() and self._last_discarded and not completed:
+            fold.say(self._last_discarded)
+        for text in self.steered:
+            fold.user(text)
+        fold.close(interrupted=not completed)
+        return fold.out
+
+    def _part(self, number: int, *, text_kind: bool) -> _Part:
+        part = self._parts.get(number)
+        if part is None:
+            part = self._parts[number] = _Part(number, self._step, text_kind=text_kind)
+            self._items.append(part)
+        return part
+
+    def _part_done(self, fields: Mapping[str, Any], *, text_kind: bool) -> None:
+        part = self._part(fields["part"], text_kind=text_kind)
+        part.chunks = (
+            [fields["text"]] if isinstance(fields["text"], str) else part.chunks
+        )
+        part.done = True
+
+    def _finished(self, fields: Mapping[str, Any]) -> None:
+        call = self._calls.get(fields["call"])
+        if call is not None and call.outcome is None:
+            call.outcome = fields["outcome"]
+            call.result = fields.get("result")
+
+    def _count(self, usage: Mapping[str, Any] | None) -> None:
+        self._usage["requests"] = self._usage.get("requests", 0) + 1
+        for name, value in (usage or {}).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                self._usage[name] = self._usage.get(name, 0) + value
+
+    def _discard(self, fields: Mapping[str, Any]) -> None:
+        dropped = []
+        for number in fields.get("parts", ()):
+            part = self._parts.get(number)
+            if part is not None and not part.discarded:
+                part.discarded = True
+                if part.text_kind:
+                    dropped.append(part.text)
+        for name in fields.get("calls", ()):
+            call = self._calls.get(name)
+            if call is not None:
+                call.discarded = True
+        self._last_discarded = "".join(dropped) or self._last_discarded
+
+    @staticmethod
+    def _shown(part: _Part) -> bool:
+        return part.text_kind and not part.discarded
+
+
+class _Fold:
+    """Builds messages: consecutive text and calls share one assistant message, results close it."""
+
+    def __init__(self) -> None:
+        self.out: list[Message] = []
+        self._text: list[str] = []
+        self._calls: list[_Call] = []
+
+    def answered(self) -> bool:
+        return bool(self._text or self._calls) or any(
+            m.role == "assistant" for m in self.out
+        )
+
+    def say(self, text: str) -> None:
+        if self._calls:
+            self.close(interrupted=False)
+        if text:
+            self._text.append(text)
+
+    def call(self, call: _Call) -> None:
+        if self._calls and self._calls[-1].step != call.step:
+            self.close(interrupted=False)
+        self._calls.append(call)
+
+    def user(self, text: str) -> None:
+        self.close(interrupted=False)
+        self.out.append(Message(role="user", text=text))
+
+    def close(self, *, interrupted: bool) -> None:
+        if not self._text and not self._calls:
+            return
+        text, calls = "".join(self._text), self._calls
+        self._text, self._calls = [], []
+        asked = [ToolCall(call=c.call, name=c.name, args=c.args) for c in calls]
+        self.out.append(
+            Message(
+                role="assistant",
+                text=text,
+                calls=asked,
+                interrupted=interrupted and not calls,
+            )
+        )
+        for c in calls:
+            outcome = c.outcome or "interrupted"
+            result = (
+                c.result
+                if c.outcome
+                else "the tool call was interrupted before a result was produced"
+            )
+            self.out.append(
+                Message(
+                    role="tool",
+                    call=c.call,
+                    name=c.name,
+                    outcome=outcome,
+                    result=result,
+                )
+            )

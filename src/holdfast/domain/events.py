@@ -1,0 +1,99 @@
+"""The events of a run's log: their names, their encoding, their bounds.
+
+An event is one JSON object `{"seq", "run", "type", "ts", ...fields}`. It is encoded once, by whoever writes
+the log, and every reader of every protocol gets those bytes: same bytes, whenever and wherever they resume.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+VALUE_BYTES_MAX: Final = 64 * 1024
+EVENT_BYTES_MAX: Final = 256 * 1024
+
+
+class EventType(StrEnum):
+    """Every type of event, as PROTOCOL names them."""
+
+    RUN_CREATED = "run.created"
+    RUN_STARTED = "run.started"
+    MODEL_REQUESTED = "model.requested"
+    REASONING_DELTA = "reasoning.delta"
+    REASONING_DONE = "reasoning.done"
+    TEXT_DELTA = "text.delta"
+    TEXT_DONE = "text.done"
+    TOOL_ARGS = "tool.args"
+    TOOL_CALLED = "tool.called"
+    TOOL_PROGRESS = "tool.progress"
+    TOOL_FINISHED = "tool.finished"
+    MODEL_RESPONDED = "model.responded"
+    MODEL_RETRIED = "model.retried"
+    ATTEMPT_DISCARDED = "attempt.discarded"
+    RUN_STALLED = "run.stalled"
+    DEGRADED = "degraded"
+    RUN_WAITING = "run.waiting"
+    RUN_RESUMED = "run.resumed"
+    STEERED = "steered"
+    RUN_STOPPING = "run.stopping"
+    RUN_COMPLETED = "run.completed"
+    RUN_FAILED = "run.failed"
+    RUN_CANCELLED = "run.cancelled"
+
+
+TERMINAL: Final = frozenset(
+    {EventType.RUN_COMPLETED, EventType.RUN_FAILED, EventType.RUN_CANCELLED}
+)
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def timestamp(wall_ms: int) -> str:
+    """Milliseconds since 1970 as `2026-01-02T03:04:05.678Z`."""
+    moment = dt.datetime.fromtimestamp(wall_ms / 1000, dt.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{wall_ms % 1000:03d}Z"
+
+
+def encode_event(
+    seq: int, run: str, kind: EventType, wall_ms: int, fields: Mapping[str, Any]
+) -> bytes:
+    """One event of the log as its final bytes."""
+    return _encoder.encode(
+        {"seq": seq, "run": run, "type": kind, "ts": timestamp(wall_ms), **fields}
+    )
+
+
+def decode_event(data: bytes) -> dict[str, Any]:
+    """The object that `encode_event` wrote."""
+    return _decoder.decode(data)
+
+
+def encode_json(value: object) -> bytes:
+    """Compact JSON; what JSON has no form for is written as its `str`."""
+    return _encoder.encode(value)
+
+
+def bounded(value: Any, bytes_max: int = VALUE_BYTES_MAX) -> Any:
+    """`value` itself while its JSON stays within `bytes_max`, else a marked beginning of it.
+
+    Returns:
+        The value, or `{"truncated": true, "bytes": n, "head": <its first part as text>}`.
+    """
+    try:
+        encoded = _encoder.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        return {
+            "truncated": True,
+            "bytes": 0,
+            "head": f"not JSON: {type(value).__name__}: {error}"[:500],
+        }
+    if len(encoded) <= bytes_max:
+        return value
+    text = value if isinstance(value, str) else encoded.decode(errors="replace")
+    head = text.encode()[: bytes_max // 2].decode(errors="ignore")
+    return {"truncated": True, "bytes": len(encoded), "head": head}

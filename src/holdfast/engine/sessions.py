@@ -1,0 +1,360 @@
+"""Sessions: what clients ask for, as store operations and errors of the catalogue. Holds no run state.
+
+The gateway calls this and nothing below it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from holdfast.config import Settings
+from holdfast.domain.errors import HoldfastError
+from holdfast.domain.ids import RunKey, new_run_id, new_session_id
+from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.runs import Policy, Reason, State
+from holdfast.ports.agent import AgentInfo
+from holdfast.ports.store import (
+    Created,
+    Limits,
+    NewRun,
+    Page,
+    RunRecord,
+    RunSpec,
+    RunStore,
+    SessionRecord,
+    Status,
+    WorkerRecord,
+    list_topic,
+)
+from holdfast.telemetry import Log
+
+RETRY_AFTER_S = 1
+
+
+class StartRequest(msgspec.Struct, frozen=True):
+    """A prompt, checked for shape by the gateway."""
+
+    input: str
+    session: str = ""  # "" makes a new one
+    agent: str = ""  # "" is the first served
+    on_busy: Policy = Policy.SUPERSEDE
+    on_disconnect: str = "continue"
+    deadline_s: float | None = None
+    metadata: dict[str, Any] = {}
+    instructions: str = ""
+    settings: dict[str, Any] = {}
+    protocol: str = "native"
+    idempotency_key: str = ""
+    trace: str = ""
+
+
+class SessionView(msgspec.Struct, frozen=True):
+    """A session as one page: what was said, what runs, what waits."""
+
+    record: SessionRecord
+    history: list[HistoryEntry]
+    active: RunRecord | None
+    queue: list[RunRecord]
+
+
+class Inspector(Protocol):
+    """Whoever holds runs can say what they are doing."""
+
+    def inspect(self, key: RunKey) -> dict[str, Any] | None:
+        """What a held run waits on; None where this worker does not hold it."""
+        ...
+
+
+class Sessions:
+    """Commands and reads on runs and sessions of one tenant at a time."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        settings: Settings,
+        log: Log,
+        agents: Callable[[], Sequence[AgentInfo]],
+        inspector: Inspector | None = None,
+    ) -> None:
+        """Take the store, and where the served agents are looked up."""
+        self._store = store
+        self._settings = settings
+        self._log = log
+        self._agents = agents
+        self._inspector = inspector
+
+    def agents(self) -> Sequence[AgentInfo]:
+        """The served agents; the first is the default."""
+        return self._agents()
+
+    async def start(self, tenant: str, request: StartRequest) -> Created:
+        """Store a prompt durably and make it a run.
+
+        Returns:
+            status OK (a new run), EXISTS (the run this idempotency key made) or STEERED (the active run).
+
+        Raises:
+            HoldfastError: unknown_agent, session_busy, idempotency_conflict, overloaded, store_unavailable.
+        """
+        agent = self._agent(request.agent)
+        key = RunKey(tenant, new_run_id())
+        new = NewRun(
+            key=key,
+            session=request.session or new_session_id(),
+            spec=_spec(request, agent, key),
+            policy=request.on_busy,
+            idempotency_key=request.idempotency_key,
+            body_hash=_body_hash(request),
+            limits=self._limits(request, agent),
+        )
+        self._log.write(
+            "stream_requested", trace=new.spec.trace, run=key.run, session=new.session
+        )
+        created = await self._store.create(new)
+        return self._judge(created, new)
+
+    async def get(self, key: RunKey) -> RunRecord:
+        """The record, or unknown_run."""
+        record = await self._store.get(key)
+        if record is None:
+            raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
+        return record
+
+    async def stop(
+        self, key: RunKey, by: str, reason: Reason = Reason.STOPPED
+    ) -> RunRecord:
+        """Ask a run to stop; idempotent. The record may show `stopping`, or the end."""
+        answer = await self._store.request_stop(key, reason, by)
+        if answer.record is None:
+            raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
+        return answer.record
+
+    async def stop_session(
+        self, tenant: str, session: str, by: str
+    ) -> RunRecord | None:
+        """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would."""
+        await self.session(tenant, session)
+        active = await self._store.active(tenant, session)
+        return None if active is None else await self.stop(active.key, by)
+
+    async def edit_input(self, key: RunKey, text: str) -> RunRecord:
+        """Replace the input of a run that is still queued, or already_ended."""
+        status = await self._store.edit_input(key, text)
+        if status is Status.ENDED:
+            raise HoldfastError(
+                "already_ended",
+                f"run {key.run} is no longer queued",
+                remedy="send a new prompt",
+                run=key.run,
+            )
+        return await self.get(key)
+
+    async def steer(
+        self, key: RunKey, text: str, idempotency_key: str = ""
+    ) -> RunRecord:
+        """Hand an input to an active run, or already_ended."""
+        status = await self._store.steer(key, text, idempotency_key)
+        if status is Status.ENDED:
+            raise HoldfastError(
+                "already_ended", f"run {key.run} has ended", run=key.run
+            )
+        return await self.get(key)
+
+    async def list_runs(
+        self,
+        tenant: str,
+        session: str | None,
+        state: State | None,
+        limit: int,
+        after: str,
+    ) -> list[RunRecord]:
+        """Newest first."""
+        return await self._store.list_runs(
+            tenant, session=session, state=state, limit=limit, after=after
+        )
+
+    async def list_sessions(
+        self, tenant: str, limit: int, after: str
+    ) -> list[SessionRecord]:
+        """Most recently used first."""
+        return await self._store.list_sessions(tenant, limit=limit, after=after)
+
+    async def session(self, tenant: str, session: str) -> SessionRecord:
+        """The session's record, or unknown_session."""
+        record = await self._store.get_session(tenant, session)
+        if record is None:
+            raise HoldfastError(
+                "unknown_session", f"no session {session}", session=session
+            )
+        return record
+
+    async def view(self, tenant: str, session: str) -> SessionView:
+        """A session with its history, its active run and its queue in order."""
+        record = await self.session(tenant, session)
+        queued = await self._store.list_runs(
+            tenant, session=session, state=State.QUEUED, limit=1000
+        )
+        active = record.active.key.run if record.active else ""
+        return SessionView(
+            record=record,
+            history=await self._store.history(tenant, session),
+            active=record.active,
+            queue=[r for r in reversed(queued) if r.key.run != active],
+        )
+
+    async def forget(self, tenant: str, session: str, by: str) -> None:
+        """Stop a session's runs and forget it, or unknown_session."""
+        await self.session(tenant, session)
+        await self._store.delete_session(tenant, session, by)
+
+    async def read(
+        self, key: RunKey, after: int, limit: int, epoch: int | None = None
+    ) -> Page:
+        """A page of a log; unknown_run or gone are raised."""
+        return self._served(key, await self._store.read(key, after, limit, epoch))
+
+    async def tail(self, key: RunKey, after: int) -> AsyncIterator[Page]:
+        """Pages until the terminal event; ends on GONE too (the last page says so)."""
+        async for page in self._store.tail(key, after):
+            yield page
+
+    async def wait(self, key: RunKey, limit_s: float) -> RunRecord:
+        """The record once the run has ended, or as it is after `limit_s` seconds."""
+        record = await self.get(key)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limit_s
+        with self._store.subscribe(list_topic(key.tenant)) as wake:
+            while not record.state.terminal and loop.time() < until:
+                await wake.wait(min(1.0, until - loop.time()))
+                record = await self.get(key)
+        return record
+
+    async def inspect(self, key: RunKey) -> dict[str, Any]:
+        """Why a run is not finished: its timers, and what its worker says of it."""
+        record = await self.get(key)
+        held = self._inspector.inspect(key) if self._inspector else None
+        return _inspection(record, held)
+
+    async def workers(self) -> list[WorkerRecord]:
+        """The workers that reported in the last minute."""
+        return await self._store.workers()
+
+    async def health(self) -> dict[str, Any]:
+        """The store's facts."""
+        return await self._store.health()
+
+    def _agent(self, name: str) -> AgentInfo:
+        served = self._agents()
+        if not served:
+            raise HoldfastError(
+                "not_ready", "no agent is served yet", retry_after_s=RETRY_AFTER_S
+            )
+        if not name:
+            return served[0]
+        for agent in served:
+            if agent.name == name:
+                return agent
+        names = ", ".join(a.name for a in served)
+        raise HoldfastError(
+            "unknown_agent", f"no agent {name!r}; served are {names}", agent=name
+        )
+
+    def _limits(self, request: StartRequest, agent: AgentInfo) -> Limits:
+        settings = self._settings
+        asked = (
+            settings.run_deadline_s
+            if request.deadline_s is None
+            else request.deadline_s
+        )
+        return Limits(
+            deadline_ms=int(asked * 1000),
+            queue_timeout_ms=int(settings.queue_timeout_s * 1000),
+            session_wait_ms=int(settings.session_wait_s * 1000),
+            queued_behind_max=settings.queued_behind,
+            runs_active_max=settings.runs_active,
+            attempts_max=settings.attempts if agent.resumable else 1,
+        )
+
+    def _judge(self, created: Created, new: NewRun) -> Created:
+        match created.status:
+            case Status.BUSY:
+                active = created.record.key.run if created.record else None
+                raise HoldfastError(
+                    "session_busy",
+                    f"session {new.session} has an active run",
+                    session=new.session,
+                    active=active,
+                )
+            case Status.CONFLICT:
+                raise HoldfastError(
+                    "idempotency_conflict",
+                    f"Idempotency-Key {new.idempotency_key!r} was used with another body",
+                    run=created.record.key.run if created.record else None,
+                )
+            case Status.OVERLOADED:
+                raise HoldfastError(
+                    "overloaded",
+                    f"runs_active = {self._settings.runs_active} is reached",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            case _:
+                return created
+
+    def _served(self, key: RunKey, page: Page) -> Page:
+        if page.status is Status.UNKNOWN:
+            raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
+        if page.status is Status.GONE:
+            raise HoldfastError(
+                "gone", f"the log of run {key.run} was deleted", run=key.run
+            )
+        return page
+
+
+def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
+    return RunSpec(
+        input=request.input,
+        agent=agent.name,
+        model=agent.model,
+        metadata=request.metadata,
+        on_disconnect=request.on_disconnect,
+        instructions=request.instructions,
+        settings=request.settings,
+        protocol=request.protocol,
+        trace=request.trace or key.run.removeprefix("r_"),
+        rehearsal=agent.rehearsal,
+    )
+
+
+def _body_hash(request: StartRequest) -> str:
+    asked = msgspec.structs.replace(request, idempotency_key="", trace="")
+    return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+def _inspection(record: RunRecord, held: dict[str, Any] | None) -> dict[str, Any]:
+    if held is None:
+        waits = {
+            State.QUEUED: "a worker"
+            if record.position == 0
+            else f"{record.position} runs before it in its session",
+            State.WAITING: "a decision",
+            State.RUNNING: "its worker, which does not answer here",
+        }.get(record.state, "nothing: it has ended")
+        held = {"waiting_on": waits, "since_ms": None}
+    timers = [
+        {"name": "lease", "left_ms": record.lease_left_ms},
+        {"name": "due", "left_ms": record.due_in_ms},
+    ]
+    return {
+        "run": record.key.run,
+        "state": record.state,
+        "reason": record.reason,
+        "stopping": record.stopping,
+        "worker": record.worker,
+        "timers": [t for t in timers if t["left_ms"] is not None],
+        **held,
+    }

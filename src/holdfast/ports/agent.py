@@ -1,0 +1,224 @@
+"""The agent: what runs under Holdfast's promises, in one method.
+
+Contract: cancellation is task cancellation and must pass through; a run yields exactly one `Result` as its last
+item, or raises. Checkpoints are opaque bytes that `run` accepts to resume. Deadlines, watchdogs, grace and
+abandonment belong to the runtime, not to the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import msgspec
+
+from holdfast.domain.ids import RunKey
+from holdfast.domain.messages import HistoryEntry
+from holdfast.ports.probe import Probe
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """More text of a part; parts are numbered by the agent from `RunContext.first_part` on."""
+
+    part: int
+    text: str
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True):
+    """More reasoning of a part."""
+
+    part: int
+    text: str
+
+
+class PartDone(msgspec.Struct, frozen=True):
+    """A part is whole; the runtime writes text.done or reasoning.done with all of it."""
+
+    part: int
+
+
+class ToolArgs(msgspec.Struct, frozen=True):
+    """More of a call's arguments, while the model still writes them."""
+
+    call: str
+    name: str
+    delta: str
+
+
+class ToolCalled(msgspec.Struct, frozen=True):
+    """The model asked for a tool. Durable, with the checkpoint that follows, before the tool starts."""
+
+    call: str
+    name: str
+    args: Any
+
+
+class ToolProgress(msgspec.Struct, frozen=True):
+    """Output of a tool that still runs."""
+
+    call: str
+    text: str
+
+
+class ToolFinished(msgspec.Struct, frozen=True):
+    """A tool ended; with its checkpoint one append."""
+
+    call: str
+    name: str
+    outcome: str
+    result: Any
+    duration_ms: int
+    checkpoint: bytes | None = None
+
+
+class ModelRequested(msgspec.Struct, frozen=True):
+    """A model request begins."""
+
+    step: int
+    model: str
+    attempt: int
+
+
+class ModelResponded(msgspec.Struct, frozen=True):
+    """A model response is whole."""
+
+    step: int
+    model: str
+    finish_reason: str | None
+    usage: dict[str, Any]
+    ttft_ms: int | None
+    duration_ms: int
+
+
+class ModelRetried(msgspec.Struct, frozen=True):
+    """A model request failed before its first content and is repeated after `wait_ms`."""
+
+    step: int
+    attempt: int
+    reason: str
+    wait_ms: int
+
+
+class AttemptDiscarded(msgspec.Struct, frozen=True):
+    """Readers drop these parts and calls; what follows replaces them."""
+
+    step: int
+    reason: str
+    parts: list[int]
+    calls: list[str]
+
+
+class Degraded(msgspec.Struct, frozen=True):
+    """Something works less well than it should, and the run goes on."""
+
+    what: str
+    why: str
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """The run can go on from here after a crash. Durable, with all before it, before the agent goes on."""
+
+    data: bytes
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The run's answer. `native` is the adapter's form of the run's messages, for the session's history."""
+
+    output: str
+    native: bytes = b""
+
+
+AgentEvent = (
+    TextDelta
+    | ReasoningDelta
+    | PartDone
+    | ToolArgs
+    | ToolCalled
+    | ToolProgress
+    | ToolFinished
+    | ModelRequested
+    | ModelResponded
+    | ModelRetried
+    | AttemptDiscarded
+    | Degraded
+    | Checkpoint
+    | Result
+)
+
+
+class RunContext:
+    """What an agent is given. One instance a run and attempt; `recovered` is written by the agent."""
+
+    def __init__(
+        self,
+        *,
+        key: RunKey,
+        session: str,
+        attempt: int,
+        epoch: int,
+        input: str,
+        history: list[HistoryEntry],
+        checkpoint: bytes | None,
+        first_part: int,
+        deadline: float,
+        model: str,
+        settings: dict[str, Any],
+        instructions: str,
+        metadata: dict[str, Any],
+        probe: Probe,
+    ) -> None:
+        """Hold the values as they are.
+
+        Args:
+            key: Tenant and run.
+            session: The session's id.
+            attempt: From 1; above 1 the run is resumed.
+            epoch: The fencing number, for tools that want to tell attempts apart.
+            input: The user's message.
+            history: What earlier runs of the session left, oldest first.
+            checkpoint: The last one this agent yielded, or None.
+            first_part: The first free part number.
+            deadline: On the running loop's clock (`loop.time()`), in seconds.
+            model: The model asked for, or "".
+            settings: Sampling fields for the model.
+            instructions: A system message that holds for this run only, or "".
+            metadata: The caller's own values.
+            probe: Where models and tools say what they are doing.
+        """
+        self.key = key
+        self.session = session
+        self.attempt = attempt
+        self.epoch = epoch
+        self.input = input
+        self.history = history
+        self.checkpoint = checkpoint
+        self.first_part = first_part
+        self.deadline = deadline
+        self.model = model
+        self.settings = settings
+        self.instructions = instructions
+        self.metadata = metadata
+        self.probe = probe
+        self.recovered: bytes = b""  # native messages of a run that was cancelled or failed, if the agent has them
+
+
+class Agent(Protocol):
+    """Anything that can answer a prompt."""
+
+    name: str
+    kind: str  # of its native history, such as "pydantic-ai"; "" where it has none
+    resumable: bool  # whether it yields checkpoints
+
+    def run(self, ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        """Work on `ctx.input` and yield what happens."""
+        ...
+
+
+class AgentInfo(msgspec.Struct, frozen=True):
+    """A served agent, as gateways know it."""
+
+    name: str
+    kind: str
+    model: str
+    resumable: bool
+    rehearsal: bool = False
