@@ -15,7 +15,7 @@ import msgspec
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import RunKey, new_run_id, new_session_id
-from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import Policy, Reason, State
 from holdfast.ports.agent import AgentInfo
 from holdfast.ports.store import (
@@ -51,6 +51,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     protocol: str = "native"
     idempotency_key: str = ""
     trace: str = ""
+    context: list[Message] = []
 
 
 class SessionView(msgspec.Struct, frozen=True):
@@ -327,6 +328,8 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
         protocol=request.protocol,
         trace=request.trace or key.run.removeprefix("r_"),
         rehearsal=agent.rehearsal,
+        kind=agent.kind,
+        context=request.context,
     )
 
 

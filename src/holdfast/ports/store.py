@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from holdfast.domain.ids import RunKey
-from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import Policy, Reason, State
 
 
@@ -62,6 +62,8 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     protocol: str = "native"
     trace: str = ""
     rehearsal: bool = False
+    kind: str = ""  # of the agent's native history
+    context: list[Message] = []  # what was said before `input`, where the client and not the session knows it
 
 
 class Limits(msgspec.Struct, frozen=True):
