@@ -41,7 +41,7 @@ lint: install ## ruff, with the rules in pyproject.toml
 
 .PHONY: layers
 layers: install ## import-linter: arrows between packages point down
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 .PHONY: types
 types: install ## mypy, strict in src
