@@ -7,9 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 
-async def settle(
-    tasks: Collection[asyncio.Future[Any]], limit_s: float
-) -> set[asyncio.Future[Any]]:
+async def settle(tasks: Collection[asyncio.Future[Any]], limit_s: float) -> set[asyncio.Future[Any]]:
     """Wait until all `tasks` are done, at most `limit_s` seconds; those that are not. Cancels nothing."""
     if not tasks:
         return set()

@@ -18,9 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 CONFIG_FILE = "holdfast.toml"
 _ENV_PREFIX = "HOLDFAST_"
 # Read by the client commands and the model layer under their own names; not settings of the server.
-_ENV_OTHERS = frozenset(
-    {"HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_MODEL_KEY", "HOLDFAST_FULL"}
-)
+_ENV_OTHERS = frozenset({"HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_MODEL_KEY", "HOLDFAST_FULL"})
 
 
 class SettingsError(Exception):
@@ -122,19 +120,13 @@ def _from_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(
-            f"cannot read {path}: {error}; correct the file or move it away"
-        ) from error
+        raise SettingsError(f"cannot read {path}: {error}; correct the file or move it away") from error
 
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in env.items():
-        if (
-            name.startswith(_ENV_PREFIX)
-            and name not in _ENV_OTHERS
-            and not _injected(name, value)
-        ):
+        if name.startswith(_ENV_PREFIX) and name not in _ENV_OTHERS and not _injected(name, value):
             found[name.removeprefix(_ENV_PREFIX).lower()] = value
     return found
 
@@ -153,11 +145,7 @@ def _explain(error: pydantic.ValidationError, source: Mapping[str, str]) -> str:
         origin = source.get(key, "?")
         shown = f"{_ENV_PREFIX}{key.upper()}" if origin == "environment" else key
         if item["type"] == "extra_forbidden":
-            lines.append(
-                f"unknown setting {shown} ({origin}); remove it, or see docs/settings.md for the names"
-            )
+            lines.append(f"unknown setting {shown} ({origin}); remove it, or see docs/settings.md for the names")
         else:
-            lines.append(
-                f"setting {shown} ({origin}) is {item['input']!r}: {item['msg'].lower()}"
-            )
+            lines.append(f"setting {shown} ({origin}) is {item['input']!r}: {item['msg'].lower()}")
     return "; ".join(lines)

@@ -76,15 +76,11 @@ class Digest:
         """Take the next event: its type and its fields (others in the mapping are not looked at)."""
         match kind:
             case EventType.TEXT_DELTA | EventType.REASONING_DELTA:
-                self._part(
-                    fields["part"], text_kind=kind == EventType.TEXT_DELTA
-                ).chunks.append(fields["text"])
+                self._part(fields["part"], text_kind=kind == EventType.TEXT_DELTA).chunks.append(fields["text"])
             case EventType.TEXT_DONE | EventType.REASONING_DONE:
                 self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
             case EventType.TOOL_CALLED:
-                call = _Call(
-                    fields["call"], fields["name"], fields.get("args"), self._step
-                )
+                call = _Call(fields["call"], fields["name"], fields.get("args"), self._step)
                 self._calls[call.call] = call
                 self._items.append(call)
             case EventType.TOOL_FINISHED:
@@ -97,7 +93,7 @@ class Digest:
                 self._discard(fields)
             case EventType.RUN_STARTED:
                 self.attempts = fields.get("attempt", self.attempts)
-            case EventType.RUN_CREATED:
+            case EventType.RUN_CREATED | EventType.RUN_EDITED:
                 self.input = fields.get("input", "")
             case EventType.STEERED:
                 self.steered.append(fields.get("input", ""))
@@ -106,11 +102,7 @@ class Digest:
 
     def text(self) -> str:
         """Every undiscarded text part, joined in order of appearance: what a reader has on the screen."""
-        return "".join(
-            part.text
-            for part in self._items
-            if isinstance(part, _Part) and self._shown(part)
-        )
+        return "".join(part.text for part in self._items if isinstance(part, _Part) and self._shown(part))
 
     def partial(self) -> str:
         """`text()`, or the last discarded text where nothing followed it."""
@@ -122,17 +114,11 @@ class Digest:
 
     def open_calls(self) -> list[OpenCall]:
         """The tool calls without an end, in order."""
-        return [
-            OpenCall(c.call, c.name)
-            for c in self._calls.values()
-            if c.outcome is None and not c.discarded
-        ]
+        return [OpenCall(c.call, c.name) for c in self._calls.values() if c.outcome is None and not c.discarded]
 
     def open_parts(self) -> list[int]:
         """The undiscarded parts without a done, in order."""
-        return [
-            p.number for p in self._parts.values() if not p.done and not p.discarded
-        ]
+        return [p.number for p in self._parts.values() if not p.done and not p.discarded]
 
     def next_part(self) -> int:
         """The first free part number."""
@@ -181,9 +167,7 @@ class Digest:
 
     def _part_done(self, fields: Mapping[str, Any], *, text_kind: bool) -> None:
         part = self._part(fields["part"], text_kind=text_kind)
-        part.chunks = (
-            [fields["text"]] if isinstance(fields["text"], str) else part.chunks
-        )
+        part.chunks = [fields["text"]] if isinstance(fields["text"], str) else part.chunks
         part.done = True
 
     def _finished(self, fields: Mapping[str, Any]) -> None:
@@ -226,9 +210,7 @@ class _Fold:
         self._calls: list[_Call] = []
 
     def answered(self) -> bool:
-        return bool(self._text or self._calls) or any(
-            m.role == "assistant" for m in self.out
-        )
+        return bool(self._text or self._calls) or any(m.role == "assistant" for m in self.out)
 
     def say(self, text: str) -> None:
         if self._calls:
@@ -261,11 +243,7 @@ class _Fold:
         )
         for c in calls:
             outcome = c.outcome or "interrupted"
-            result = (
-                c.result
-                if c.outcome
-                else "the tool call was interrupted before a result was produced"
-            )
+            result = c.result if c.outcome else "the tool call was interrupted before a result was produced"
             self.out.append(
                 Message(
                     role="tool",

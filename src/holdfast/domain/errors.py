@@ -22,47 +22,25 @@ class Entry(NamedTuple):
 
 CATALOGUE: Final[dict[str, Entry]] = {
     "unauthorized": Entry(401, False, "send Authorization: Bearer <api key or JWT>"),
-    "forbidden_origin": Entry(
-        403, False, "call the server by a loopback name, or give it API keys"
-    ),
+    "forbidden_origin": Entry(403, False, "call the server by a loopback name, or give it API keys"),
     "unknown_run": Entry(404, False, "check the run id; GET /api/runs lists yours"),
-    "unknown_session": Entry(
-        404, False, "check the session id; GET /api/sessions lists yours"
-    ),
-    "unknown_agent": Entry(
-        404, False, "name one of the served agents; GET /v1/models lists them"
-    ),
+    "unknown_session": Entry(404, False, "check the session id; GET /api/sessions lists yours"),
+    "unknown_agent": Entry(404, False, "name one of the served agents; GET /v1/models lists them"),
     "not_found": Entry(404, False, "see /openapi.json for the paths that exist"),
     "method_not_allowed": Entry(405, False, "see the Allow header and /openapi.json"),
-    "session_busy": Entry(
-        409, True, "wait for the active run, or send on_busy supersede or enqueue"
-    ),
-    "idempotency_conflict": Entry(
-        409, False, "use a new Idempotency-Key for a different body"
-    ),
-    "already_ended": Entry(
-        409, False, "the run has its terminal event; start a new one"
-    ),
+    "session_busy": Entry(409, True, "wait for the active run, or send on_busy supersede or enqueue"),
+    "idempotency_conflict": Entry(409, False, "use a new Idempotency-Key for a different body"),
+    "already_ended": Entry(409, False, "the run has its terminal event; start a new one"),
     "late_decision": Entry(409, False, "the run no longer waits; start a new one"),
-    "gone": Entry(
-        410, False, "the log was deleted or is past its retention; start a new run"
-    ),
+    "gone": Entry(410, False, "the log was deleted or is past its retention; start a new run"),
     "body_too_large": Entry(413, False, "send a smaller body"),
-    "invalid_request": Entry(
-        422, False, "correct the field named in detail; /openapi.json has the shapes"
-    ),
+    "invalid_request": Entry(422, False, "correct the field named in detail; /openapi.json has the shapes"),
     "invalid_offset": Entry(422, False, "after is a seq (7) or an event id (7-2)"),
     "rate_limited": Entry(429, True, "wait for Retry-After seconds"),
-    "internal": Entry(
-        500, True, "repeat the request; the server's log names the cause"
-    ),
+    "internal": Entry(500, True, "repeat the request; the server's log names the cause"),
     "not_ready": Entry(503, True, "see /readyz for what is missing"),
-    "overloaded": Entry(
-        503, True, "wait for Retry-After seconds, or raise the limit named in detail"
-    ),
-    "store_unavailable": Entry(
-        503, True, "repeat the request; it is idempotent with an Idempotency-Key"
-    ),
+    "overloaded": Entry(503, True, "wait for Retry-After seconds, or raise the limit named in detail"),
+    "store_unavailable": Entry(503, True, "repeat the request; it is idempotent with an Idempotency-Key"),
 }
 
 
@@ -76,9 +54,7 @@ class HoldfastError(Exception):
         fields: Further values for the problem document, such as `retry_after_s` or `run`.
     """
 
-    def __init__(
-        self, code: str, detail: str, *, remedy: str | None = None, **fields: Any
-    ) -> None:
+    def __init__(self, code: str, detail: str, *, remedy: str | None = None, **fields: Any) -> None:
         """Take the remedy of the catalogue unless the place of the failure knows a better one."""
         super().__init__(detail)
         self.code = code
@@ -138,14 +114,10 @@ class RunEnded(Exception):
 
     def to_error(self) -> dict[str, Any]:
         """The `error` object of run.failed and of the run record."""
-        return run_error(
-            self.code, self.message, self.cause, self.remedy, retryable=self.retryable
-        )
+        return run_error(self.code, self.message, self.cause, self.remedy, retryable=self.retryable)
 
 
-def run_error(
-    code: str, message: str, cause: str | None, remedy: str, *, retryable: bool
-) -> dict[str, Any]:
+def run_error(code: str, message: str, cause: str | None, remedy: str, *, retryable: bool) -> dict[str, Any]:
     """The `error` object of run.failed and of the run record; the message is cut at 2,000 characters."""
     return {
         "code": code,

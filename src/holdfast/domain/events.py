@@ -21,6 +21,7 @@ class EventType(StrEnum):
     """Every type of event, as PROTOCOL names them."""
 
     RUN_CREATED = "run.created"
+    RUN_EDITED = "run.edited"  # fields: input; the queued prompt was replaced
     RUN_STARTED = "run.started"
     MODEL_REQUESTED = "model.requested"
     REASONING_DELTA = "reasoning.delta"
@@ -45,9 +46,7 @@ class EventType(StrEnum):
     RUN_CANCELLED = "run.cancelled"
 
 
-TERMINAL: Final = frozenset(
-    {EventType.RUN_COMPLETED, EventType.RUN_FAILED, EventType.RUN_CANCELLED}
-)
+TERMINAL: Final = frozenset({EventType.RUN_COMPLETED, EventType.RUN_FAILED, EventType.RUN_CANCELLED})
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -59,13 +58,9 @@ def timestamp(wall_ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{wall_ms % 1000:03d}Z"
 
 
-def encode_event(
-    seq: int, run: str, kind: EventType, wall_ms: int, fields: Mapping[str, Any]
-) -> bytes:
+def encode_event(seq: int, run: str, kind: EventType, wall_ms: int, fields: Mapping[str, Any]) -> bytes:
     """One event of the log as its final bytes."""
-    return _encoder.encode(
-        {"seq": seq, "run": run, "type": kind, "ts": timestamp(wall_ms), **fields}
-    )
+    return _encoder.encode({"seq": seq, "run": run, "type": kind, "ts": timestamp(wall_ms), **fields})
 
 
 def decode_event(data: bytes) -> dict[str, Any]:

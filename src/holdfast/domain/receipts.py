@@ -42,9 +42,7 @@ def receipt(
     }
 
 
-def reaper_receipt(
-    requested_ms: int, ended_ms: int, open_calls: list[OpenCall]
-) -> dict[str, Any]:
+def reaper_receipt(requested_ms: int, ended_ms: int, open_calls: list[OpenCall]) -> dict[str, Any]:
     """The honest receipt of an end from outside: upstream unknown, unfinished tools abandoned."""
     tools = [ToolEnd(c.call, c.name, "abandoned") for c in open_calls]
     return receipt(

@@ -70,9 +70,7 @@ REASONS: Final[dict[State, frozenset[Reason]]] = {
             Reason.STORE_ERROR,
         }
     ),
-    State.CANCELLED: frozenset(
-        {Reason.STOPPED, Reason.SUPERSEDED, Reason.CLIENT_DISCONNECT, Reason.SHUTDOWN}
-    ),
+    State.CANCELLED: frozenset({Reason.STOPPED, Reason.SUPERSEDED, Reason.CLIENT_DISCONNECT, Reason.SHUTDOWN}),
 }
 
 

@@ -113,9 +113,7 @@ class Sessions:
             body_hash=_body_hash(request),
             limits=self._limits(request, agent),
         )
-        self._log.write(
-            "stream_requested", trace=new.spec.trace, run=key.run, session=new.session
-        )
+        self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
         return self._judge(created, new)
 
@@ -126,18 +124,14 @@ class Sessions:
             raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
         return record
 
-    async def stop(
-        self, key: RunKey, by: str, reason: Reason = Reason.STOPPED
-    ) -> RunRecord:
+    async def stop(self, key: RunKey, by: str, reason: Reason = Reason.STOPPED) -> RunRecord:
         """Ask a run to stop; idempotent. The record may show `stopping`, or the end."""
         answer = await self._store.request_stop(key, reason, by)
         if answer.record is None:
             raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
         return answer.record
 
-    async def stop_session(
-        self, tenant: str, session: str, by: str
-    ) -> RunRecord | None:
+    async def stop_session(self, tenant: str, session: str, by: str) -> RunRecord | None:
         """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would."""
         await self.session(tenant, session)
         active = await self._store.active(tenant, session)
@@ -155,15 +149,11 @@ class Sessions:
             )
         return await self.get(key)
 
-    async def steer(
-        self, key: RunKey, text: str, idempotency_key: str = ""
-    ) -> RunRecord:
+    async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> RunRecord:
         """Hand an input to an active run, or already_ended."""
         status = await self._store.steer(key, text, idempotency_key)
         if status is Status.ENDED:
-            raise HoldfastError(
-                "already_ended", f"run {key.run} has ended", run=key.run
-            )
+            raise HoldfastError("already_ended", f"run {key.run} has ended", run=key.run)
         return await self.get(key)
 
     async def list_runs(
@@ -175,13 +165,9 @@ class Sessions:
         after: str,
     ) -> list[RunRecord]:
         """Newest first."""
-        return await self._store.list_runs(
-            tenant, session=session, state=state, limit=limit, after=after
-        )
+        return await self._store.list_runs(tenant, session=session, state=state, limit=limit, after=after)
 
-    async def list_sessions(
-        self, tenant: str, limit: int, after: str
-    ) -> list[SessionRecord]:
+    async def list_sessions(self, tenant: str, limit: int, after: str) -> list[SessionRecord]:
         """Most recently used first."""
         return await self._store.list_sessions(tenant, limit=limit, after=after)
 
@@ -189,17 +175,13 @@ class Sessions:
         """The session's record, or unknown_session."""
         record = await self._store.get_session(tenant, session)
         if record is None:
-            raise HoldfastError(
-                "unknown_session", f"no session {session}", session=session
-            )
+            raise HoldfastError("unknown_session", f"no session {session}", session=session)
         return record
 
     async def view(self, tenant: str, session: str) -> SessionView:
         """A session with its history, its active run and its queue in order."""
         record = await self.session(tenant, session)
-        queued = await self._store.list_runs(
-            tenant, session=session, state=State.QUEUED, limit=1000
-        )
+        queued = await self._store.list_runs(tenant, session=session, state=State.QUEUED, limit=1000)
         active = record.active.key.run if record.active else ""
         return SessionView(
             record=record,
@@ -213,9 +195,7 @@ class Sessions:
         await self.session(tenant, session)
         await self._store.delete_session(tenant, session, by)
 
-    async def read(
-        self, key: RunKey, after: int, limit: int, epoch: int | None = None
-    ) -> Page:
+    async def read(self, key: RunKey, after: int, limit: int, epoch: int | None = None) -> Page:
         """A page of a log; unknown_run or gone are raised."""
         return self._served(key, await self._store.read(key, after, limit, epoch))
 
@@ -252,26 +232,18 @@ class Sessions:
     def _agent(self, name: str) -> AgentInfo:
         served = self._agents()
         if not served:
-            raise HoldfastError(
-                "not_ready", "no agent is served yet", retry_after_s=RETRY_AFTER_S
-            )
+            raise HoldfastError("not_ready", "no agent is served yet", retry_after_s=RETRY_AFTER_S)
         if not name:
             return served[0]
         for agent in served:
             if agent.name == name:
                 return agent
         names = ", ".join(a.name for a in served)
-        raise HoldfastError(
-            "unknown_agent", f"no agent {name!r}; served are {names}", agent=name
-        )
+        raise HoldfastError("unknown_agent", f"no agent {name!r}; served are {names}", agent=name)
 
     def _limits(self, request: StartRequest, agent: AgentInfo) -> Limits:
         settings = self._settings
-        asked = (
-            settings.run_deadline_s
-            if request.deadline_s is None
-            else request.deadline_s
-        )
+        asked = settings.run_deadline_s if request.deadline_s is None else request.deadline_s
         return Limits(
             deadline_ms=int(asked * 1000),
             queue_timeout_ms=int(settings.queue_timeout_s * 1000),
@@ -310,9 +282,7 @@ class Sessions:
         if page.status is Status.UNKNOWN:
             raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
         if page.status is Status.GONE:
-            raise HoldfastError(
-                "gone", f"the log of run {key.run} was deleted", run=key.run
-            )
+            raise HoldfastError("gone", f"the log of run {key.run} was deleted", run=key.run)
         return page
 
 
@@ -341,9 +311,7 @@ def _body_hash(request: StartRequest) -> str:
 def _inspection(record: RunRecord, held: dict[str, Any] | None) -> dict[str, Any]:
     if held is None:
         waits = {
-            State.QUEUED: "a worker"
-            if record.position == 0
-            else f"{record.position} runs before it in its session",
+            State.QUEUED: "a worker" if record.position == 0 else f"{record.position} runs before it in its session",
             State.WAITING: "a decision",
             State.RUNNING: "its worker, which does not answer here",
         }.get(record.state, "nothing: it has ended")

@@ -30,11 +30,7 @@ class SystemClock:
         """Choose the clock once."""
         self._clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
         try:
-            self._boot_id = (
-                Path("/proc/sys/kernel/random/boot_id")
-                .read_text(encoding="ascii")
-                .strip()
-            )
+            self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         except OSError:
             self._boot_id = f"started-{round(time.time() - time.clock_gettime(self._clock), -1):.0f}"
 

@@ -25,9 +25,7 @@ class Status(StrEnum):
     """What the store answers."""
 
     OK = "ok"
-    EXISTS = (
-        "exists"  # create: this id or idempotency key with this body made a run already
-    )
+    EXISTS = "exists"  # create: this id or idempotency key with this body made a run already
     CONFLICT = "conflict"  # create: this idempotency key or id with another body
     BUSY = "busy"  # create: policy reject, or too many queued behind
     OVERLOADED = "overloaded"  # create: runs_active reached
@@ -107,12 +105,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     ready_at: int | None
     started_at: int | None
     ended_at: int | None
-    position: (
-        int | None
-    )  # while queued: 0 at the head of its session, else how many runs are before it
-    due_in_ms: (
-        int | None
-    )  # until the deadline, the queue timeout or the approval deadline, whichever is next
+    position: int | None  # while queued: 0 at the head of its session, else how many runs are before it
+    due_in_ms: int | None  # until the deadline, the queue timeout or the approval deadline, whichever is next
     lease_left_ms: int | None
     usage: dict[str, Any] = {}
     error: dict[str, Any] | None = None
@@ -181,13 +175,9 @@ class Ending(msgspec.Struct, frozen=True):
     error: dict[str, Any] | None = None
     receipt: dict[str, Any] | None = None
     output: str | None = None
-    history: HistoryEntry | None = (
-        None  # None: the store derives it from input, checkpoint and log
-    )
+    history: HistoryEntry | None = None  # None: the store derives it from input, checkpoint and log
     rehearsal: bool = False
-    leave_inbox: bool = (
-        False  # unread steered input becomes one queued run instead of PENDING_INPUT
-    )
+    leave_inbox: bool = False  # unread steered input becomes one queued run instead of PENDING_INPUT
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -216,9 +206,7 @@ class Page(msgspec.Struct, frozen=True):
     head: int
     epoch: int  # of the event at head; 0 where the log is empty
     state: State
-    resync: bool = (
-        False  # `after` names an event this log never had: read from the start
-    )
+    resync: bool = False  # `after` names an event this log never had: read from the start
 
 
 class InputItem(msgspec.Struct, frozen=True):
@@ -258,9 +246,7 @@ class Wake(Protocol):
 class Heart(Protocol):
     """Lease renewal on a connection of its own, for a thread that must not wait for anybody else's writes."""
 
-    def renew(
-        self, worker: str, held: Sequence[Held], lease_ms: int, facts: dict[str, Any]
-    ) -> list[Renewal]:
+    def renew(self, worker: str, held: Sequence[Held], lease_ms: int, facts: dict[str, Any]) -> list[Renewal]:
         """As `RunStore.renew`, blocking, and report `facts` for `workers`."""
         ...
 
@@ -284,9 +270,7 @@ class RunStore(Protocol):
         """Hand out at most `n` ready runs: round robin between tenants, first come first served within one."""
         ...
 
-    async def renew(
-        self, worker: str, held: Sequence[Held], lease_ms: int
-    ) -> list[Renewal]:
+    async def renew(self, worker: str, held: Sequence[Held], lease_ms: int) -> list[Renewal]:
         """Extend leases; one answer for each held run, in order."""
         ...
 
@@ -338,9 +322,7 @@ class RunStore(Protocol):
         """Append run.waiting and give the lease back; the session's slot is kept, the deadline stands still."""
         ...
 
-    async def resume(
-        self, key: RunKey, decisions: Sequence[dict[str, Any]]
-    ) -> Appended:
+    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended:
         """Append run.resumed with `decisions` to a waiting run and make it ready again, epoch + 1."""
         ...
 
@@ -379,9 +361,7 @@ class RunStore(Protocol):
         """Expire at once the leases of workers proven dead (None: of all); how many there were."""
         ...
 
-    async def read(
-        self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None
-    ) -> Page:
+    async def read(self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None) -> Page:
         """At most `limit` events after seq `after`.
 
         With `epoch`, `after` names the event `<after>-<epoch>`; if the log does not have it, `resync` is set.
@@ -419,9 +399,7 @@ class RunStore(Protocol):
         """What the session's ended runs left, oldest first."""
         ...
 
-    async def list_sessions(
-        self, tenant: str, *, limit: int = 50, after: str = ""
-    ) -> list[SessionRecord]:
+    async def list_sessions(self, tenant: str, *, limit: int = 50, after: str = "") -> list[SessionRecord]:
         """Most recently used first; `after` is the last session id of the page before."""
         ...
 
@@ -441,9 +419,7 @@ class RunStore(Protocol):
         """Facts for start-up checks and /readyz: kind, path, version, durability, queue depth."""
         ...
 
-    async def sweep(
-        self, *, older_than_ms: int, bytes_max: int, limit: int = 100
-    ) -> int:
+    async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
         """Forget logs of runs that ended more than `older_than_ms` ago, or the oldest over `bytes_max`.
 
         First marks a run gone, then deletes in small steps; a reader gets GONE, never silence. Returns how many.

@@ -1,0 +1,147 @@
+"""create: admission, as one step."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
+from holdfast.ports.store import CONTROL_TOPIC, Created, Limits, NewRun, Status
+from holdfast.stores.sqlite.ending import end_from_outside, insert_run, make_ready
+from holdfast.stores.sqlite.rows import find, phase, record_of
+from holdfast.stores.sqlite.tx import Tx
+
+
+def create(tx: Tx, new: NewRun) -> Created:
+    """Idempotency key, id, policy, admission: in this order, and nothing is changed before all have passed."""
+    before = _made_before(tx, new)
+    if before is not None:
+        return before
+    active = _active(tx, new)
+    behind = _behind(tx, new)
+    policy = new.policy
+    if policy is Policy.STEER and active is not None:
+        put_into_inbox(tx, active, new.spec.input, new.idempotency_key)
+        return Created(Status.STEERED, record_of(tx, active))
+    if policy is Policy.REJECT and active is not None:
+        return Created(Status.BUSY, record_of(tx, active))
+    if policy is Policy.ENQUEUE and active is not None and len(behind) >= new.limits.queued_behind_max:
+        return Created(Status.BUSY, record_of(tx, active))
+    ended = (1 if _ends_now(active) else 0) + len(behind) if policy is Policy.SUPERSEDE else 0
+    if _live(tx) - ended >= new.limits.runs_active_max:
+        return Created(Status.OVERLOADED, None)
+    superseded = _supersede(tx, active, behind, new.key.run) if policy is Policy.SUPERSEDE else []
+    row = _insert(tx, new)
+    if _active(tx, new) is None:
+        make_ready(tx, row, rank=row["rank"])
+    made = find(tx, new.key)
+    return Created(Status.OK, None if made is None else record_of(tx, made), superseded)
+
+
+def put_into_inbox(tx: Tx, row: sqlite3.Row, text: str, idempotency_key: str) -> None:
+    """Hand an input to a run that has not ended; once per idempotency key."""
+    known = tx.one(
+        "SELECT 1 FROM inbox WHERE run = ? AND idempotency_key = ? AND idempotency_key <> ''",
+        row["n"],
+        idempotency_key,
+    )
+    if known is None:
+        tx.run(
+            "INSERT INTO inbox (run, n, idempotency_key, input) "
+            "VALUES (?1, (SELECT coalesce(max(n), 0) + 1 FROM inbox WHERE run = ?1), ?2, ?3)",
+            row["n"],
+            idempotency_key,
+            text,
+        )
+        tx.wakes.add(CONTROL_TOPIC)
+
+
+def _made_before(tx: Tx, new: NewRun) -> Created | None:
+    row = None
+    if new.idempotency_key:
+        row = tx.one("SELECT * FROM runs WHERE tenant = ? AND idempotency_key = ?", new.key.tenant, new.idempotency_key)
+    row = row if row is not None else find(tx, new.key)
+    if row is None:
+        return None
+    same = row["body_hash"] == new.body_hash
+    return Created(Status.EXISTS if same else Status.CONFLICT, record_of(tx, row))
+
+
+def _active(tx: Tx, new: NewRun) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM runs WHERE tenant = ? AND session = ? AND slot = 1", new.key.tenant, new.session)
+
+
+def _behind(tx: Tx, new: NewRun) -> list[sqlite3.Row]:
+    return tx.all(
+        "SELECT * FROM runs WHERE tenant = ? AND session = ? AND state = 'queued' AND slot = 0 ORDER BY rank",
+        new.key.tenant,
+        new.session,
+    )
+
+
+def _live(tx: Tx) -> int:
+    row = tx.one("SELECT count(*) AS c FROM runs WHERE state IN ('queued', 'running', 'waiting')")
+    return row["c"] if row else 0
+
+
+def _ends_now(active: sqlite3.Row | None) -> bool:
+    return active is not None and active["state"] != State.RUNNING
+
+
+def _supersede(tx: Tx, active: sqlite3.Row | None, behind: list[sqlite3.Row], by: str) -> list[str]:
+    """End what is behind first, so that ending the active one promotes nobody; the runs that ended in this step."""
+    rows = [*behind, *([active] if active is not None else [])]
+    return [row["id"] for row in rows if stop_row(tx, row, Reason.SUPERSEDED, by)]
+
+
+def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> bool:
+    """What a stop does to a live run: ends it now, or sets the flag if none is set; whether it ended."""
+    move = decide(phase(row), Trigger.STOP)
+    if not isinstance(move, Move):
+        return False
+    if move.to.state is State.CANCELLED:
+        end_from_outside(tx, row, State.CANCELLED, reason, by)
+        return True
+    if row["stopping"] is None:
+        tx.run(
+            "UPDATE runs SET stopping = ?, stop_by = ?, stop_at = ?, stop_due = ? WHERE n = ?",
+            reason,
+            by,
+            tx.wall,
+            tx.now,
+            row["n"],
+        )
+        tx.wakes.add(CONTROL_TOPIC)
+    return False
+
+
+def _insert(tx: Tx, new: NewRun) -> sqlite3.Row:
+    tx.run(
+        "INSERT INTO sessions (tenant, id, generation, created_at, updated_at) VALUES (?1, ?2, 1, ?3, ?3) "
+        "ON CONFLICT (tenant, id) DO UPDATE SET updated_at = ?3, deleted = 0, "
+        "created_at = CASE WHEN deleted = 1 THEN ?3 ELSE created_at END",
+        new.key.tenant,
+        new.session,
+        tx.wall,
+    )
+    session = tx.one("SELECT generation FROM sessions WHERE tenant = ? AND id = ?", new.key.tenant, new.session)
+    limits = new.limits
+    return insert_run(
+        tx,
+        new.key,
+        new.session,
+        session["generation"] if session else 1,
+        new.spec,
+        new.policy,
+        _columns(limits),
+        idempotency_key=new.idempotency_key or None,
+        body_hash=new.body_hash,
+    )
+
+
+def _columns(limits: Limits) -> dict[str, int]:
+    return {
+        "deadline_ms": limits.deadline_ms,
+        "queue_timeout_ms": limits.queue_timeout_ms,
+        "session_wait_ms": limits.session_wait_ms,
+        "attempts_max": limits.attempts_max,
+    }

@@ -1,0 +1,39 @@
+"""Who owns a database file: flock on a file beside it. Holding it proves that the owner before is dead."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from holdfast.stores.sqlite.connect import StoreError
+
+
+class OwnerLock:
+    """Held by the one process whose worker serves the file; the kernel lets go of it when the process ends."""
+
+    def __init__(self, database: str) -> None:
+        """Take the lock at once, or say who has it.
+
+        Raises:
+            StoreError: Another process holds it; the text names its pid.
+        """
+        self._path = Path(database + ".lock")
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"cannot open {self._path}: {error}; check the directory's permissions") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._fd, 64, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise StoreError(
+                f"{database} is served by process {holder}; stop that one, or give this one another --store"
+            ) from error
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let go."""
+        os.close(self._fd)

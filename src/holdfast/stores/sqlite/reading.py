@@ -1,0 +1,87 @@
+"""read, get, list: snapshots."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from holdfast.domain.ids import RunKey
+from holdfast.domain.runs import State
+from holdfast.ports.store import Page, RunRecord, Status, WorkerRecord
+from holdfast.stores.sqlite.rows import find, record_of
+from holdfast.stores.sqlite.tx import Tx
+
+
+def read(tx: Tx, key: RunKey, after: int, limit: int, epoch: int | None) -> Page:
+    """A page of the log with the state that goes with it, from one snapshot."""
+    row = find(tx, key)
+    if row is None:
+        return Page(Status.UNKNOWN, [], [], after + 1, 0, 0, State.QUEUED)
+    state, head = State(row["state"]), row["head"]
+    last = tx.one("SELECT epoch FROM events WHERE run = ? AND seq = ?", row["n"], head)
+    head_epoch = last["epoch"] if last else 0
+    if row["gone"]:
+        return Page(Status.GONE, [], [], after + 1, head, head_epoch, state)
+    if after > head or (epoch is not None and after > 0 and _epoch_at(tx, row, after) != epoch):
+        return Page(Status.OK, [], [], after + 1, head, head_epoch, state, resync=True)
+    found = tx.all(
+        "SELECT epoch, data FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?",
+        row["n"],
+        after,
+        limit,
+    )
+    if not found and head > after:
+        return Page(Status.GONE, [], [], after + 1, head, head_epoch, state)
+    return Page(Status.OK, [r["data"] for r in found], [r["epoch"] for r in found], after + 1, head, head_epoch, state)
+
+
+def get(tx: Tx, key: RunKey) -> RunRecord | None:
+    """The record of a run whose log is still there."""
+    row = find(tx, key)
+    return None if row is None or row["gone"] else record_of(tx, row)
+
+
+def list_runs(tx: Tx, tenant: str, session: str | None, state: State | None, limit: int, after: str) -> list[RunRecord]:
+    """Newest first."""
+    clauses, values = ["tenant = ?", "gone = 0"], [tenant]
+    if session is not None:
+        clauses.append("session = ?")
+        values.append(session)
+    if state is not None:
+        clauses.append("state = ?")
+        values.append(state)
+    if after:
+        clauses.append("n < coalesce((SELECT n FROM runs WHERE tenant = ? AND id = ?), 0)")
+        values += [tenant, after]
+    rows = tx.all(
+        f"SELECT * FROM runs WHERE {' AND '.join(clauses)} ORDER BY n DESC LIMIT ?",  # noqa: S608 - fixed clauses
+        *values,
+        limit,
+    )
+    return [record_of(tx, row) for row in rows]
+
+
+def workers(tx: Tx) -> list[WorkerRecord]:
+    """Who reported in the last minute."""
+    rows = tx.all("SELECT * FROM workers WHERE seen_due > ? ORDER BY worker", tx.now)
+    return [WorkerRecord(r["worker"], r["seen_at"], msgspec.json.decode(r["facts"])) for r in rows]
+
+
+def facts(tx: Tx) -> dict[str, Any]:
+    """What is in the database."""
+    counts = {r["state"]: r["c"] for r in tx.all("SELECT state, count(*) AS c FROM runs GROUP BY state")}
+    ready = tx.one("SELECT count(*) AS c, min(ready_at) AS oldest FROM runs WHERE state = 'queued' AND slot = 1")
+    pages = tx.one("SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()")
+    return {
+        "runs": counts,
+        "ready": ready["c"] if ready else 0,
+        "ready_age_ms": tx.wall - ready["oldest"] if ready and ready["oldest"] else 0,
+        "database_bytes": pages["bytes"] if pages else 0,
+    }
+
+
+def _epoch_at(tx: Tx, row: sqlite3.Row, seq: int) -> int | None:
+    found = tx.one("SELECT epoch FROM events WHERE run = ? AND seq = ?", row["n"], seq)
+    return None if found is None else int(found["epoch"])

@@ -1,0 +1,335 @@
+"""The store on SQLite: one writer thread with group commit, a few reading threads, wakes within the process."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from holdfast.domain.ids import RunKey
+from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.runs import Reason, State
+from holdfast.ports.clock import Clock, SystemClock
+from holdfast.ports.store import (
+    Appended,
+    Claim,
+    Created,
+    Ending,
+    Fence,
+    Held,
+    InputItem,
+    NewRun,
+    Page,
+    Reaped,
+    Renewal,
+    RunRecord,
+    SessionRecord,
+    Status,
+    Stopped,
+    Wake,
+    WorkerRecord,
+    run_topic,
+)
+from holdfast.stores.sqlite import claiming, creating, reading, reaping, sessions, sweeping, writing
+from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, MEMORY, SCHEMA_VERSION, connect, file_of, prepare
+from holdfast.stores.sqlite.heart import SqliteHeart, WriterHeart
+from holdfast.stores.sqlite.lock import OwnerLock
+from holdfast.stores.sqlite.readers import Readers
+from holdfast.stores.sqlite.rows import find, record_of
+from holdfast.stores.sqlite.tx import Tx
+from holdfast.stores.sqlite.writer import Writer
+from holdfast.stores.wakes import Hub
+
+T = TypeVar("T")
+
+_TAIL_POLL_S: Final = 1.0
+_CLOSE_S: Final = BUSY_TIMEOUT_S + 1
+_SWEEP_STEPS_MAX: Final = 1000
+
+
+class SqliteStore:
+    """`sqlite:///file` or `sqlite://:memory:` (the same class on one connection). See `holdfast.ports.store`."""
+
+    def __init__(
+        self,
+        path: str,
+        clock: Clock,
+        writer: Writer,
+        readers: Readers | None,
+        lock: OwnerLock | None,
+        hub: Hub,
+    ) -> None:
+        """Use `open`."""
+        self.path = path
+        self._clock = clock
+        self._writer = writer
+        self._readers = readers
+        self._lock = lock
+        self._hub = hub
+
+    @classmethod
+    async def open(cls, url: str, *, clock: Clock | None = None, own: bool = False) -> SqliteStore:
+        """Open or make the database.
+
+        Args:
+            url: As for `file_of`.
+            clock: Replaced by tests.
+            own: Take the lock of the one process whose worker serves this file, and expire the leases of the
+                owner before.
+
+        Raises:
+            StoreError: It cannot be used; says why and what to do.
+        """
+        return await _in_thread(partial(cls._open, url, clock or SystemClock(), own))
+
+    @classmethod
+    def _open(cls, url: str, clock: Clock, own: bool) -> SqliteStore:
+        path = file_of(url)
+        if path != MEMORY:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lock = OwnerLock(path) if own and path != MEMORY else None
+        try:
+            conn = connect(path)
+            try:
+                prepare(conn, path, clock)
+            except BaseException:
+                conn.close()
+                raise
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        hub = Hub()
+        writer = Writer(conn, clock, hub)
+        store = cls(path, clock, writer, None if path == MEMORY else Readers(path, clock), lock, hub)
+        if own:
+            writer.do_sync("disown", lambda tx: claiming.disown(tx, None), BUSY_TIMEOUT_S)
+        return store
+
+    async def create(self, new: NewRun) -> Created:
+        """See the port."""
+        return await self._writer.do("create", lambda tx: creating.create(tx, new))
+
+    async def claim(self, worker: str, n: int, lease_ms: int) -> list[Claim]:
+        """See the port."""
+        return await self._writer.do("claim", lambda tx: claiming.claim(tx, worker, n, lease_ms))
+
+    async def renew(self, worker: str, held: Sequence[Held], lease_ms: int) -> list[Renewal]:
+        """See the port."""
+        return await self._writer.do("renew", lambda tx: claiming.renew(tx, held, lease_ms))
+
+    async def append(
+        self,
+        key: RunKey,
+        fence: Fence,
+        base: int,
+        events: Sequence[bytes],
+        checkpoint: bytes | None = None,
+        consumed: int = 0,
+    ) -> Appended:
+        """See the port."""
+        return await self._writer.do(
+            "append", lambda tx: writing.append(tx, key, fence, base, events, checkpoint, consumed)
+        )
+
+    async def finish(self, key: RunKey, fence: Fence, base: int, events: Sequence[bytes], ending: Ending) -> Appended:
+        """See the port."""
+        return await self._writer.do("finish", lambda tx: writing.finish(tx, key, fence, base, events, ending))
+
+    async def park(
+        self,
+        key: RunKey,
+        fence: Fence,
+        base: int,
+        events: Sequence[bytes],
+        checkpoint: bytes,
+        approval_ms: int,
+    ) -> Appended:
+        """See the port."""
+        return await self._writer.do(
+            "park", lambda tx: writing.park(tx, key, fence, base, events, checkpoint, approval_ms)
+        )
+
+    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended:
+        """See the port."""
+        return await self._writer.do("resume", lambda tx: writing.resume(tx, key, decisions))
+
+    async def release(self, key: RunKey, fence: Fence) -> Appended:
+        """See the port."""
+        return await self._writer.do("release", lambda tx: claiming.release(tx, key, fence))
+
+    async def request_stop(self, key: RunKey, reason: Reason, by: str) -> Stopped:
+        """See the port."""
+        return await self._writer.do("request_stop", lambda tx: _request_stop(tx, key, reason, by))
+
+    async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> Status:
+        """See the port."""
+        return await self._writer.do("steer", lambda tx: writing.steer(tx, key, text, idempotency_key))
+
+    async def inbox(self, key: RunKey) -> list[InputItem]:
+        """See the port."""
+        return await self._read("inbox", lambda tx: writing.inbox(tx, key))
+
+    async def edit_input(self, key: RunKey, text: str) -> Status:
+        """See the port."""
+        return await self._writer.do("edit_input", lambda tx: writing.edit_input(tx, key, text))
+
+    async def reap(self, limit: int, grace_ms: int) -> list[Reaped]:
+        """See the port."""
+        if await self._writer.do("reap", _reap_begins):
+            return []
+        reaped: list[Reaped] = []
+        for each in await self._read("reap", lambda tx: reaping.due(tx, limit, grace_ms)):
+            done = await self._writer.do("reap", partial(reaping.settle, each=each, grace_ms=grace_ms))
+            if done is not None:
+                reaped.append(done)
+        return reaped
+
+    async def next_due_ms(self) -> int | None:
+        """See the port."""
+        return await self._read("next_due", reaping.next_due)
+
+    async def disown(self, workers: Sequence[str] | None = None) -> int:
+        """See the port."""
+        return await self._writer.do("disown", lambda tx: claiming.disown(tx, workers))
+
+    async def read(self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None) -> Page:
+        """See the port."""
+        return await self._read("read", lambda tx: reading.read(tx, key, after, limit, epoch))
+
+    async def tail(self, key: RunKey, after: int, limit: int = 500) -> AsyncIterator[Page]:
+        """See the port."""
+        with self._hub.subscribe(run_topic(key)) as wake:
+            while True:
+                page = await self.read(key, after, limit)
+                yield page
+                if page.status is not Status.OK or page.resync:
+                    return
+                after += len(page.events)
+                if page.state.terminal and after >= page.head:
+                    return
+                if after >= page.head:
+                    await wake.wait(_TAIL_POLL_S)
+
+    async def get(self, key: RunKey) -> RunRecord | None:
+        """See the port."""
+        return await self._read("get", lambda tx: reading.get(tx, key))
+
+    async def list_runs(
+        self,
+        tenant: str,
+        *,
+        session: str | None = None,
+        state: State | None = None,
+        limit: int = 50,
+        after: str = "",
+    ) -> list[RunRecord]:
+        """See the port."""
+        return await self._read("list", lambda tx: reading.list_runs(tx, tenant, session, state, limit, after))
+
+    async def active(self, tenant: str, session: str) -> RunRecord | None:
+        """See the port."""
+        return await self._read("active", lambda tx: sessions.active(tx, tenant, session))
+
+    async def history(self, tenant: str, session: str) -> list[HistoryEntry]:
+        """See the port."""
+        return await self._read("history", lambda tx: sessions.history(tx, tenant, session))
+
+    async def list_sessions(self, tenant: str, *, limit: int = 50, after: str = "") -> list[SessionRecord]:
+        """See the port."""
+        return await self._read("sessions", lambda tx: sessions.list_sessions(tx, tenant, limit, after))
+
+    async def get_session(self, tenant: str, session: str) -> SessionRecord | None:
+        """See the port."""
+        return await self._read("session", lambda tx: sessions.get_session(tx, tenant, session))
+
+    async def delete_session(self, tenant: str, session: str, by: str) -> Status:
+        """See the port."""
+        return await self._writer.do("delete_session", lambda tx: sessions.delete_session(tx, tenant, session, by))
+
+    async def workers(self) -> list[WorkerRecord]:
+        """See the port."""
+        return await self._read("workers", reading.workers)
+
+    async def health(self) -> dict[str, Any]:
+        """See the port; never raises, a failure is the fact `error`."""
+        facts: dict[str, Any] = {
+            "kind": "sqlite",
+            "path": self.path,
+            "sqlite": sqlite3.sqlite_version,
+            "schema": SCHEMA_VERSION,
+            "durability": "none: in memory" if self.path == MEMORY else "fsync at every commit",
+            "writes_waiting": self._writer.depth(),
+        }
+        try:
+            return facts | await self._read("health", reading.facts)
+        except Exception as error:  # noqa: BLE001 - health reports, it does not fail
+            return facts | {"error": f"{type(error).__name__}: {error}"}
+
+    async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
+        """See the port."""
+        marked = await self._writer.do("sweep", lambda tx: sweeping.mark(tx, older_than_ms, bytes_max, limit))
+        for _ in range(_SWEEP_STEPS_MAX):
+            if not await self._writer.do("sweep", sweeping.delete_some):
+                break
+        await self._writer.do("sweep", lambda tx: sweeping.bury(tx, older_than_ms, limit))
+        return marked
+
+    def subscribe(self, topic: str) -> AbstractContextManager[Wake]:
+        """See the port."""
+        return self._hub.subscribe(topic)
+
+    def heart(self) -> SqliteHeart | WriterHeart:
+        """See the port."""
+        return WriterHeart(self._writer) if self.path == MEMORY else SqliteHeart(self.path, self._clock)
+
+    async def close(self) -> None:
+        """See the port."""
+        await _in_thread(self._close)
+
+    def _close(self) -> None:
+        self._writer.close(_CLOSE_S)
+        if self._readers is not None:
+            self._readers.close()
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock.release()
+
+    async def _read(self, name: str, operation: Callable[[Tx], T]) -> T:
+        if self._readers is None:
+            return await self._writer.do(name, operation)
+        return await self._readers.do(name, operation)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Opening and closing may wait for a lock, at most busy_timeout: on a thread of their own."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="holdfast-open")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _request_stop(tx: Tx, key: RunKey, reason: Reason, by: str) -> Stopped:
+    row = find(tx, key)
+    if row is None:
+        return Stopped(Status.UNKNOWN, None)
+    if row["gone"]:
+        return Stopped(Status.GONE, None)
+    if State(row["state"]).terminal:
+        return Stopped(Status.ENDED, record_of(tx, row))
+    creating.stop_row(tx, row, reason, by)
+    row = find(tx, key)
+    return Stopped(Status.OK, None if row is None else record_of(tx, row))
+
+
+def _reap_begins(tx: Tx) -> int:
+    """Note that somebody reaps; the time that has to be left out because nobody did."""
+    gap = tx.let_time_pass()
+    tx.reaped()
+    return gap

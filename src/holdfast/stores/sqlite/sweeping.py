@@ -1,0 +1,70 @@
+"""sweep: forgetting, in small steps. First a run is marked gone, then its log is deleted, last its row."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.stores.sqlite.ending import changed
+from holdfast.stores.sqlite.tx import Tx
+
+_CHUNK: Final = 1000
+_LINGER_MS: Final = 60_000  # a run of a forgotten session is still readable this long after its end
+
+
+def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
+    """Mark at most `limit` ended runs gone: too old, of a forgotten session, or the oldest above `bytes_max`."""
+    rows = tx.all(
+        "SELECT r.* FROM runs r JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session "
+        "WHERE r.ended_at IS NOT NULL AND r.gone = 0 AND (r.ended_at <= ? OR "
+        "(r.generation < s.generation AND r.ended_at <= ?)) ORDER BY r.ended_at LIMIT ?",
+        tx.wall - older_than_ms,
+        tx.wall - _LINGER_MS,
+        limit,
+    )
+    used = tx.one("SELECT coalesce(sum(log_bytes), 0) AS b FROM runs WHERE gone = 0")
+    over = (used["b"] if used else 0) - sum(r["log_bytes"] for r in rows) - bytes_max
+    marked = {r["n"] for r in rows}
+    if over > 0:
+        for row in tx.all(
+            "SELECT * FROM runs WHERE ended_at IS NOT NULL AND gone = 0 ORDER BY ended_at LIMIT ?", limit
+        ):
+            if over <= 0 or len(rows) >= limit:
+                break
+            if row["n"] not in marked:
+                rows.append(row)
+                over -= row["log_bytes"]
+    for row in rows:
+        tx.run("UPDATE runs SET gone = 1 WHERE n = ?", row["n"])
+        changed(tx, row)
+    return len(rows)
+
+
+def delete_some(tx: Tx) -> bool:
+    """Delete at most a thousand events of gone runs; whether there is more."""
+    row = tx.one("SELECT n FROM runs WHERE gone = 1 AND head > 0 LIMIT 1")
+    if row is None:
+        return False
+    deleted = tx.run(
+        "DELETE FROM events WHERE run = ?1 AND seq IN (SELECT seq FROM events WHERE run = ?1 ORDER BY seq LIMIT ?2)",
+        row["n"],
+        _CHUNK,
+    )
+    if deleted < _CHUNK:
+        tx.run("DELETE FROM specs WHERE run = ?", row["n"])
+        tx.run("DELETE FROM results WHERE run = ?", row["n"])
+        tx.run("UPDATE runs SET head = 0, log_bytes = 0 WHERE n = ?", row["n"])
+    return True
+
+
+def bury(tx: Tx, older_than_ms: int, limit: int) -> None:
+    """Drop the rows of runs that have been gone for as long again: until then a read answers GONE, not UNKNOWN."""
+    tx.run(
+        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone = 1 AND head = 0 AND ended_at <= ? LIMIT ?)",
+        tx.wall - 2 * max(older_than_ms, _LINGER_MS),
+        limit,
+    )
+    tx.run(
+        "DELETE FROM sessions WHERE deleted = 1 AND updated_at <= ? AND NOT EXISTS "
+        "(SELECT 1 FROM runs r WHERE r.tenant = sessions.tenant AND r.session = sessions.id)",
+        tx.wall - 2 * max(older_than_ms, _LINGER_MS),
+    )
