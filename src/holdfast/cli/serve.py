@@ -1,0 +1,90 @@
+"""Commands that run a server in this process: serve, demo, rehearse."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+_FAILED = 1
+_USAGE = 2
+
+_NOTHING_TO_SERVE = """\
+cannot start: there is neither an agent nor a model to serve. Give one of
+  holdfast serve module:attr                        your own agent, looked up from the current directory
+  holdfast serve --model NAME --model-url URL       a model of any OpenAI-compatible server
+  holdfast serve --model provider:name              a model by pydantic-ai's name, such as openai:gpt-5
+or try `holdfast demo`: it needs neither, and answers with the bundled rehearsal model."""
+
+_port = click.IntRange(0, 65535)
+
+
+@click.command()
+@click.argument("agents", nargs=-1, metavar="[[NAME=]MODULE:ATTR]...")
+@click.option("--model", help="Model: NAME with --model-url, or provider:name. Replaces the agents' own.")
+@click.option("--model-url", help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.")
+@click.option("--store", help="sqlite:///file (default sqlite:///holdfast.db) or another store's URL.")
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=_port, help="Port to listen on (default 8484).")
+@click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev.")
+@click.option("--in-process", is_flag=True, default=None, help="Run the worker in the gateway's process.")
+def serve(agents: tuple[str, ...], **options: Any) -> None:
+    """Serve agents over HTTP.
+
+    Each agent is MODULE:ATTR, looked up from the current directory; the first is the default. Without one,
+    --model is served as a plain chat agent.
+
+    The first SIGTERM or SIGINT drains, the second stops all runs now.
+    """
+    _serve(agents, options, rehearsal=False)
+
+
+@click.command()
+@click.option("--port", type=_port, help="Port to listen on (default 8484).")
+def demo(port: int | None) -> None:
+    """Serve the bundled rehearsal model, which answers by a script; every page and record says so."""
+    _serve((), {"port": port}, rehearsal=True)
+
+
+@click.command()
+@click.option("--port", type=_port, default=8485, show_default=True, help="Port to listen on.")
+def rehearse(port: int) -> None:
+    """Run the rehearsal model alone: an OpenAI-compatible server that answers by a script."""
+    _refuse_windows()
+    from holdfast.rehearsal import serve as serve_rehearsal
+
+    raise click.exceptions.Exit(serve_rehearsal("127.0.0.1", port))
+
+
+def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
+    _refuse_windows()
+    from holdfast.config import SettingsError, load
+
+    try:
+        settings = load(options)
+    except SettingsError as error:
+        _refuse(f"cannot start: {error}", _USAGE)
+    if not (agents or settings.model or rehearsal):
+        _refuse(_NOTHING_TO_SERVE)
+    from holdfast import app
+
+    try:
+        code = app.serve(settings, list(agents), announce=click.echo, rehearsal=rehearsal)
+    except app.StartError as error:
+        _refuse(str(error))
+    raise click.exceptions.Exit(code)
+
+
+def _refuse_windows() -> None:
+    if platform.system() == "Windows":
+        _refuse(
+            "cannot start: the server runs on Linux and macOS only, because Stop needs process groups and"
+            " kill; run it in WSL or a container. The client commands work here"
+        )
+
+
+def _refuse(text: str, code: int = _FAILED) -> NoReturn:
+    click.echo(f"holdfast: {text}", err=True)
+    raise click.exceptions.Exit(code)
