@@ -138,13 +138,9 @@ def waits_have_limits(source: Source) -> Iterator[Finding]:
         elif awaited:
             unlimited = call.func.attr in WAITS and not has_limit(call)
         else:  # in a thread; as an argument it is a coroutine for a helper that limits it
-            handed_on = isinstance(
-                parent, ast.Call | ast.keyword | ast.Starred | ast.List | ast.Tuple | ast.Set
-            )
+            handed_on = isinstance(parent, ast.Call | ast.keyword | ast.Starred | ast.List | ast.Tuple | ast.Set)
             of_queue = call.func.attr == "get" and "queue" in source.name(call.func.value).lower()
-            unlimited = (
-                not handed_on and (call.func.attr in BLOCKING_WAITS or of_queue) and not has_limit(call)
-            )
+            unlimited = not handed_on and (call.func.attr in BLOCKING_WAITS or of_queue) and not has_limit(call)
         if unlimited and not source.inside_timeout(call) and not source.marked_bounded(call):
             yield (
                 call.lineno,
@@ -236,9 +232,7 @@ def leaves(node: ast.AST) -> bool:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Return | ast.Break | ast.Continue):
             return True
-        if not isinstance(child, Function | ast.Lambda | ast.For | ast.AsyncFor | ast.While) and leaves(
-            child
-        ):
+        if not isinstance(child, Function | ast.Lambda | ast.For | ast.AsyncFor | ast.While) and leaves(child):
             return True
         if isinstance(child, ast.For | ast.AsyncFor | ast.While) and any(
             isinstance(inner, ast.Return) for inner in ast.walk(child)
@@ -275,9 +269,7 @@ def bound_names(body: list[ast.stmt], *, lazy: bool) -> set[str]:
     bound: set[str] = set()
     for node in body:
         match node:
-            case ast.ImportFrom(module=module, level=level) if (
-                level or (module or "").split(".")[0] == "holdfast"
-            ):
+            case ast.ImportFrom(module=module, level=level) if level or (module or "").split(".")[0] == "holdfast":
                 bound |= {alias.asname or alias.name for alias in node.names}
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 bound.add(name)
@@ -381,9 +373,7 @@ def modules() -> list[Source]:
 def committed_texts() -> dict[str, str]:
     """Every file that git tracks, else (an unpacked release) every file that is not hidden."""
     try:
-        listing = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, timeout=5, check=False
-        )
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, timeout=5, check=False)
         names = [name for name in listing.stdout.decode().split("\0") if name]
     except FileNotFoundError:
         names = []
@@ -391,11 +381,7 @@ def committed_texts() -> dict[str, str]:
         inside = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
         names = [str(path) for path in inside if not any(part.startswith(".") for part in path.parts)]
     paths = {name: ROOT / name for name in names}
-    return {
-        name: path.read_text(encoding="utf-8", errors="replace")
-        for name, path in paths.items()
-        if path.is_file()
-    }
+    return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in paths.items() if path.is_file()}
 
 
 def by_name(rule: Callable[..., object]) -> str:
@@ -412,9 +398,7 @@ def test_sources_keep_the_rule(rule: Callable[[Source], Iterator[Finding]]) -> N
 @pytest.mark.parametrize("rule", TEXT_RULES, ids=by_name)
 def test_committed_files_keep_the_rule(rule: Callable[[str], Iterator[Finding]]) -> None:
     """What is committed is read and run on other machines than this one."""
-    found = [
-        f"{name}:{line}: {says}" for name, text in committed_texts().items() for line, says in rule(text)
-    ]
+    found = [f"{name}:{line}: {says}" for name, text in committed_texts().items() for line, says in rule(text)]
     assert not found, "\n".join(["", rule.__doc__ or "", *found])
 
 
@@ -426,13 +410,11 @@ def test_the_rules_see_the_sources() -> None:
 
 def test_changelog_has_a_place_for_the_next_note() -> None:
     """A change that users see is told to them, so there is always a section to write it into."""
-    assert re.search(
-        r"^## \[?Unreleased\]?$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    assert re.search(r"^## \[?Unreleased\]?$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-# What each rule refuses and what it lets pass: (rule, path, text). The text stands in an `async def`, unless it
-# begins with a line of its own, "#".
+# What each rule refuses and what it lets pass: (rule, path, text). The text stands in an `async def`, unless
+# its first line is "#".
 BAD = [
     (waits_have_limits, "x.py", "item = await queue.get()"),
     (waits_have_limits, "x.py", "await self.inbox.put(item)"),
