@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import click
 
-from holdfast import __version__
-from holdfast.cli.chat import chat
-from holdfast.cli.runs import events, inspect, runs, sessions, stop
-from holdfast.cli.serve import demo, rehearse, serve
+from holdfast import __version__ as _version
+from holdfast.cli import chat as _chat
+from holdfast.cli import runs as _runs
+from holdfast.cli import serve as _serve
 
 __all__ = ["main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="holdfast")
+@click.version_option(_version, prog_name="holdfast")
 def main() -> None:
     """Run AI agents so that no run ever hangs.
 
@@ -21,5 +21,15 @@ def main() -> None:
     """
 
 
-for _command in (serve, demo, rehearse, runs, events, stop, inspect, sessions, chat):
+for _command in (
+    _serve.serve,
+    _serve.demo,
+    _serve.rehearse,
+    _runs.runs,
+    _runs.events,
+    _runs.stop,
+    _runs.inspect,
+    _runs.sessions,
+    _chat.chat,
+):
     main.add_command(_command)

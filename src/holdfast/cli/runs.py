@@ -111,7 +111,7 @@ def sessions(remote: Remote) -> None:
         print_json(page)
         return
     rows = [
-        (s["session"], s.get("runs"), s.get("queued"), _active_id(s.get("active")), age(s.get("updated_at")))
+        (s["id"], s.get("runs"), s.get("queued"), _active_id(s.get("active")), age(s.get("updated_at")))
         for s in page["sessions"]
     ]
     click.echo(table(("SESSION", "RUNS", "QUEUED", "ACTIVE", "AGE"), rows))
@@ -169,8 +169,7 @@ def _why(record: dict[str, Any]) -> str:
 
 
 def _age(record: dict[str, Any]) -> str:
-    timings = record.get("timings") or {}
-    return age(timings.get("created_at") or record.get("created_at"))
+    return age(record.get("created_at"))
 
 
 def _active_id(active: Any) -> str:

@@ -5,7 +5,8 @@ The rules, which any client can follow (docs/protocol.md):
 - a seq at or below the place was seen before: drop it. A seq further than the next one is a gap: reconnect;
 - an end without a terminal event is an interruption, never an end: reconnect, waiting 1 s, 2 s, 4 s .. 30 s
   with jitter. Thirty seconds without a byte (keepalives count) is an interruption too;
-- `resync` says that the log never had our place: forget what was shown and begin anew. `gone` ends it;
+- `resync` says that the log never had our place: forget what was shown and begin anew. `gone` ends it,
+  `unavailable` is an interruption;
 - 204 says that we already have the terminal event.
 """
 
@@ -29,6 +30,7 @@ OnInterrupt = Callable[[str, float], None]
 
 RESYNC: Final = "resync"
 _GONE: Final = "gone"
+_UNAVAILABLE: Final = "unavailable"
 _RETRY_AFTER_S_MAX: Final = 60.0
 
 
@@ -155,9 +157,9 @@ def _take(frame: httpx2.ServerSentEvent, place: Place) -> Event | None:
         place.forget()
         return {"type": RESYNC, **data}
     if frame.event == _GONE:
-        entry = CATALOGUE["gone"]
-        detail = str(data.get("detail") or f"the log of run {data.get('run', '?')} was deleted")
-        raise ApiError(entry.status, "gone", detail, str(data.get("remedy") or entry.remedy))
+        raise _gone(data)
+    if frame.event == _UNAVAILABLE:
+        raise _Interrupted(str(data.get("detail", "the store does not answer")))
     seq = data.get("seq")
     if not isinstance(seq, int) or seq <= place.seq:
         return None
@@ -165,3 +167,13 @@ def _take(frame: httpx2.ServerSentEvent, place: Place) -> Event | None:
         raise _Interrupted(f"a gap: have seq {place.seq}, got {seq}")
     place.move(seq, frame.id)
     return data
+
+
+def _gone(data: Event) -> ApiError:
+    entry = CATALOGUE["gone"]
+    return ApiError(
+        entry.status,
+        str(data.get("code", _GONE)),
+        str(data.get("detail") or f"the log of run {data.get('run', '?')} was deleted"),
+        str(data.get("remedy") or entry.remedy),
+    )
