@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -199,10 +200,12 @@ class Sessions:
         """A page of a log; unknown_run or gone are raised."""
         return self._served(key, await self._store.read(key, after, limit, epoch))
 
-    async def tail(self, key: RunKey, after: int) -> AsyncIterator[Page]:
-        """Pages until the terminal event; ends on GONE too (the last page says so)."""
-        async for page in self._store.tail(key, after):
-            yield page
+    async def tail(self, key: RunKey, after: int) -> AsyncGenerator[Page, None]:
+        """Pages until the terminal event; ends on GONE too (the last page says so). Close it if you leave early."""
+        pages = cast("AsyncGenerator[Page, None]", self._store.tail(key, after))
+        async with aclosing(pages):  # else its subscription would live until the garbage collector comes
+            async for page in pages:
+                yield page
 
     async def wait(self, key: RunKey, limit_s: float) -> RunRecord:
         """The record once the run has ended, or as it is after `limit_s` seconds."""

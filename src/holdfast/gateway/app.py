@@ -1,0 +1,116 @@
+"""The app: one route table, from which both routing and /openapi.json are made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from holdfast.config import Settings
+from holdfast.domain.errors import HoldfastError
+from holdfast.engine.sessions import Sessions
+from holdfast.gateway import events, health, openai_chat, openapi, page, runs, sessions_api
+from holdfast.gateway.gate import Gate
+from holdfast.gateway.guards import Guard
+from holdfast.gateway.problems import from_http, respond
+from holdfast.gateway.routes import Handler, Operation
+from holdfast.telemetry import Log
+
+OPERATIONS: tuple[Operation, ...] = (
+    *runs.OPERATIONS,
+    *events.OPERATIONS,
+    *sessions_api.OPERATIONS,
+    *openai_chat.OPERATIONS,
+    *health.OPERATIONS,
+    *openapi.OPERATIONS,
+    *page.OPERATIONS,
+)
+
+
+class GatewayApp:
+    """The ASGI app, and the end of it."""
+
+    def __init__(self, gate: Gate, *, keyless: bool) -> None:
+        """Route every operation to its handler, behind the guard."""
+        self._gate = gate
+        routed = Starlette(
+            routes=_routes(gate),
+            exception_handlers={HoldfastError: _problem, HTTPException: _http_problem},
+        )
+        routed.router.redirect_slashes = False
+        routed.state.openapi = openapi.describe(OPERATIONS, str(gate.version.get("version", "")))
+        self._guarded = Guard(routed, gate.log, keyless=keyless)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self._guarded(scope, receive, send)
+
+    @property
+    def readers(self) -> int:
+        """How many streaming responses are open."""
+        return self._gate.readers
+
+    def close_readers(self) -> None:
+        """Not ready from now on; every stream ends at once, and its reader resumes at another gateway or later."""
+        self._gate.close_readers()
+
+    async def close(self, grace_s: float = 1.0) -> list[str]:
+        """End the gateway's own tasks; the names of those that did not end in time."""
+        self._gate.close_readers()
+        return await self._gate.owner.close(grace_s)
+
+
+def create_app(
+    sessions: Sessions,
+    settings: Settings,
+    log: Log,
+    *,
+    version: dict[str, Any],
+    ready: Callable[[], Awaitable[dict[str, Any]]],
+    startup: Callable[[], dict[str, Any]] | None = None,
+    keyless: bool = True,
+) -> GatewayApp:
+    """Make the gateway.
+
+    Args:
+        sessions: The engine.
+        settings: Limits and times.
+        log: Where failures nobody foresaw are written.
+        version: Answered by /version: at least `version`.
+        ready: Answers `{"ready": bool, "parts": {name: {"ok": bool, "why": str}}}`; it may hang or raise.
+        startup: Answers `{"started": bool, "phases": [...]}`, without waiting.
+        keyless: Whether there are no API keys, so that only loopback names are served.
+    """
+    started = startup or (lambda: {"started": True, "phases": []})
+    return GatewayApp(Gate(sessions, settings, log, version, ready, started), keyless=keyless)
+
+
+def _routes(gate: Gate) -> list[Route]:
+    by_path: dict[str, dict[str, Handler]] = {}
+    for operation in OPERATIONS:
+        by_path.setdefault(operation.path, {})[operation.method] = operation.handler
+    return [_route(gate, path, handlers) for path, handlers in by_path.items()]
+
+
+def _route(gate: Gate, path: str, handlers: dict[str, Handler]) -> Route:
+    async def serve(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await handlers[method](gate, request)
+
+    return Route(path, serve, methods=list(handlers))
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HoldfastError)  # noqa: S101 - Starlette looked the handler up by this type
+    return respond(error, request.url.path)
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette looked the handler up by this type
+    return from_http(error, request.url.path)

@@ -1,0 +1,89 @@
+"""What every handler is given: the engine, the settings, and the owner of the gateway's few tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from holdfast.aio import Owner
+from holdfast.config import Settings
+from holdfast.domain.errors import StoreUnavailable
+from holdfast.domain.ids import RunKey
+from holdfast.domain.runs import Reason
+from holdfast.engine.sessions import Sessions
+from holdfast.gateway.checks import Check
+from holdfast.telemetry import Log
+
+_STOP_TRIES = 10
+_STOP_PAUSE_S = 1.0
+
+
+class Closable(Protocol):
+    """An open streaming response."""
+
+    def close(self) -> None:
+        """End it now."""
+        ...
+
+
+class Gate:
+    """The gateway's context: one per app, no state of any run."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        settings: Settings,
+        log: Log,
+        version: dict[str, Any],
+        ready: Callable[[], Awaitable[dict[str, Any]]],
+        startup: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.sessions = sessions
+        self.settings = settings
+        self.log = log
+        self.version = version
+        self.startup = startup
+        self.owner = Owner(self._failed)
+        self.ready = Check(self.owner, "ready", ready)
+        self.store = Check(self.owner, "store", sessions.health)
+        self.closing = False
+        self._readers: set[Closable] = set()
+
+    @property
+    def readers(self) -> int:
+        """How many streaming responses are open."""
+        return len(self._readers)
+
+    def attach(self, reader: Closable) -> None:
+        """Know a streaming response, to close it with the server."""
+        self._readers.add(reader)
+        if self.closing:
+            reader.close()
+
+    def detach(self, reader: Closable) -> None:
+        """Forget a streaming response that has ended."""
+        self._readers.discard(reader)
+
+    def close_readers(self) -> None:
+        """End every streaming response now, and each one that begins from now on: they resume elsewhere."""
+        self.closing = True
+        for reader in self._readers:
+            reader.close()
+
+    def client_gone(self, key: RunKey) -> None:
+        """Stop a run whose creating client went away; repeated while the store does not answer."""
+        _ = self.owner.spawn(self._stop(key), f"stop {key.run}")
+
+    async def _stop(self, key: RunKey) -> None:
+        for _ in range(_STOP_TRIES):
+            try:
+                await self.sessions.stop(key, "client", Reason.CLIENT_DISCONNECT)
+            except StoreUnavailable:
+                await asyncio.sleep(_STOP_PAUSE_S)
+            else:
+                return
+        self.log.write("stop_not_stored", run=key.run, tries=_STOP_TRIES)
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        self.log.write("task_failed", task=name, error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,83 @@
+"""What a request passes before its handler: Host and Origin where there are no keys, and the last net for errors.
+
+Without keys the server trusts whoever reaches it on loopback, and a browser reaches it on behalf of any page. So a
+page of a foreign origin is refused, and so is a Host that is not a loopback name: that is how DNS rebinding makes a
+foreign page look like one of ours.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from holdfast.domain.errors import HoldfastError
+from holdfast.gateway.bodies import ClientGone
+from holdfast.gateway.problems import respond, unexpected
+from holdfast.telemetry import Log
+
+
+class Guard:
+    """Refuses foreign hosts and origins; turns what a handler did not foresee into a problem and a log line."""
+
+    def __init__(self, app: ASGIApp, log: Log, *, keyless: bool) -> None:
+        """Wrap the routed app; `keyless` asks for the Host and Origin check."""
+        self._app = app
+        self._log = log
+        self._keyless = keyless
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; nothing is raised to the server but cancellation."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway serves http, not {scope['type']}")
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        path = scope["path"]
+        try:
+            if self._keyless:
+                check_local(Headers(scope=scope))
+            await self._app(scope, receive, sending)
+        except ClientGone:
+            return
+        except HoldfastError as error:
+            if not started:
+                await respond(error, path)(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - the outer edge of a request: logged, answered, never raised on
+            problem = unexpected(error, path, self._log)
+            if not started:
+                await respond(problem, path)(scope, receive, send)
+
+
+def check_local(headers: Headers) -> None:
+    """Raise forbidden_origin unless Host is a loopback name, and Origin is absent or one too."""
+    host = headers.get("host", "")
+    if not is_loopback(_host_name(f"//{host}")):
+        raise HoldfastError("forbidden_origin", f"Host {host[:200]!r} is not a loopback name")
+    origin = headers.get("origin")
+    if origin is not None and not is_loopback(_host_name(origin)):
+        raise HoldfastError("forbidden_origin", f"Origin {origin[:200]!r} is not on this machine")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name means this machine and nothing else."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback
+
+
+def _host_name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

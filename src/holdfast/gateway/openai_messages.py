@@ -1,0 +1,207 @@
+"""A chat-completions request, read: its messages, its sampling fields, and what we cannot do with it.
+
+Fields we do not know are passed over, as OpenAI's own clients expect; fields we know and cannot honour are refused,
+because an answer that quietly ignored them would be wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from holdfast.domain.errors import HoldfastError
+from holdfast.domain.messages import Message, ToolCall
+from holdfast.domain.runs import OnDisconnect, Policy
+from holdfast.gateway.problems import invalid
+
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+class ChatPart(msgspec.Struct):
+    """A part of a message; only text is taken."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class ChatFunction(msgspec.Struct):
+    """The function of a tool call."""
+
+    name: str
+    arguments: str = ""
+
+
+class ChatToolCall(msgspec.Struct):
+    """A tool call of an earlier assistant message."""
+
+    id: str
+    function: ChatFunction
+
+
+class ChatMessage(msgspec.Struct):
+    """A message of the conversation."""
+
+    role: str
+    content: str | list[ChatPart] | None = None
+    name: str | None = None
+    tool_calls: list[ChatToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream carries beside the text."""
+
+    include_usage: bool | None = None
+
+
+class ChatBody(msgspec.Struct):
+    """A chat-completions request. `prompt` stands for one user message; `on_busy` and `on_disconnect` are ours."""
+
+    messages: list[ChatMessage] | None = None
+    prompt: str | None = None
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    stop: str | list[str] | None = None
+    seed: Seed | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    on_busy: Policy = Policy.SUPERSEDE
+    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+
+
+class Conversation(NamedTuple):
+    """What a request asks: the prompt, what holds for this run only, and what was said before."""
+
+    prompt: str
+    instructions: str
+    context: list[Message]
+
+
+def conversation(body: ChatBody, *, in_session: bool) -> Conversation:
+    """Take a request's messages apart.
+
+    Args:
+        body: The request.
+        in_session: Whether the server has the history; then only the last user message is taken.
+    """
+    if body.prompt is not None and not body.messages:
+        return Conversation(body.prompt, "", [])
+    if body.prompt is not None:
+        raise invalid("send messages or prompt, not both")
+    system: list[str] = []
+    said: list[Message] = []
+    for number, message in enumerate(body.messages or []):
+        text = _text(message.content, f"messages[{number}].content")
+        if message.role in ("system", "developer"):
+            system.append(text)
+        else:
+            said.append(_neutral(message, text, number))
+    last = max((n for n, message in enumerate(said) if message.role == "user"), default=None)
+    if last is None:
+        raise invalid("messages has no user message", param="messages")
+    if not in_session and last != len(said) - 1:
+        raise invalid("the last message is not the user's", param="messages")
+    context = [] if in_session else _paired(said[:last])
+    return Conversation(said[last].text, "\n\n".join(s for s in system if s), context)
+
+
+def sampling(body: ChatBody) -> dict[str, Any]:
+    """The sampling fields that were sent, under the names that models take (pydantic-ai's ModelSettings)."""
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    fields = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "max_tokens": body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+        "stop_sequences": stop or None,
+        "seed": body.seed,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logit_bias": body.logit_bias,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def refuse_unsupported(body: ChatBody) -> None:
+    """Raise invalid_request for what is known and cannot be honoured."""
+    if body.n not in (None, 1):
+        raise invalid(f"n={body.n}: one choice is made for each request", param="n")
+    if body.tools or body.functions:
+        raise invalid("tools are the agent's own and run on the server; send none", param="tools")
+    if body.response_format and body.response_format.get("type") != "text":
+        raise invalid("response_format is the agent's own; only text can be asked for", param="response_format")
+
+
+def choose_agent(model: str | None, served: list[str]) -> str:
+    """The agent that `model` names: any name where one agent is served, "" (the first) where it is absent."""
+    if not model or len(served) <= 1:
+        return ""
+    if model in served:
+        return model
+    raise HoldfastError("unknown_agent", f"no model {model[:200]!r}; served are {', '.join(served)}", param="model")
+
+
+def _neutral(message: ChatMessage, text: str, number: int) -> Message:
+    match message.role:
+        case "user":
+            return Message(role="user", text=text)
+        case "assistant":
+            calls = [
+                ToolCall(call=c.id, name=c.function.name, args=_args(c.function.arguments))
+                for c in message.tool_calls or []
+            ]
+            return Message(role="assistant", text=text, calls=calls)
+        case "tool":
+            call = message.tool_call_id or ""
+            return Message(role="tool", call=call, name=message.name or "", outcome="success", result=text)
+        case other:
+            raise invalid(f"messages[{number}].role is {other[:40]!r}", param="messages")
+
+
+def _paired(said: list[Message]) -> list[Message]:
+    """Each call with its result right behind it and each result with its call: what a model API accepts."""
+    results = {message.call: message for message in said if message.role == "tool"}
+    out: list[Message] = []
+    for message in said:
+        if message.role == "tool":
+            continue
+        out.append(message)
+        for call in message.calls:
+            result = results.get(call.call)
+            if result is None:
+                text = "the tool call was interrupted before a result was produced"
+                result = Message(role="tool", call=call.call, outcome="interrupted", result=text)
+            out.append(msgspec.structs.replace(result, name=call.name))
+    return out
+
+
+def _text(content: str | list[ChatPart] | None, place: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = []
+    for part in content:
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
+            raise invalid(f"{place}: a part of type {part.type[:40]!r} is not text", param="messages")
+        parts.append(text)
+    return "".join(parts)
+
+
+def _args(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return text

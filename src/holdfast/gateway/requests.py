@@ -1,0 +1,124 @@
+"""Reading a request's path, query and headers, each within its bounds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from holdfast.domain.ids import ID_PATTERN, LOCAL_TENANT, RunKey
+from holdfast.gateway.bodies import check_id
+from holdfast.gateway.problems import invalid
+from holdfast.gateway.routes import Query
+
+LIST_DEFAULT = 50
+LIST_MAX = 200
+WAIT_S_MAX = 30.0
+PAGING = (
+    Query(
+        "limit", f"At most this many, {LIST_DEFAULT} by default, {LIST_MAX} at most", {"type": "integer", "minimum": 1}
+    ),
+    Query("after", "The last id of the page before", {"type": "string", "pattern": f"^({ID_PATTERN})?$"}),
+)
+WAIT = Query("wait_s", f"Wait for the end, {WAIT_S_MAX:.0f} s at most", {"type": "number", "minimum": 0})
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def tenant_of(request: Request) -> str:
+    """Whose runs the request may see. Without keys everybody on loopback is one tenant; Authorization is ignored."""
+    return LOCAL_TENANT
+
+
+def run_key(request: Request) -> RunKey:
+    """The run that the path names."""
+    return RunKey(tenant_of(request), check_id(request.path_params["run"], "the run id"))
+
+
+def session_id(request: Request) -> str:
+    """The session that the path names."""
+    return check_id(request.path_params["session"], "the session id")
+
+
+def whole_number(request: Request, name: str, default: int, most: int) -> int:
+    """A query parameter from 1 up; what is over `most` counts as `most`."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) > 0):
+        raise invalid(f"{name}={text[:64]!r} is not a whole number from 1 up")
+    return min(int(text), most)
+
+
+def seconds(request: Request, name: str, most: float) -> float:
+    """A query parameter in seconds, 0 where it is absent; what is over `most` counts as `most`."""
+    text = request.query_params.get(name)
+    if text is None:
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise invalid(f"{name}={text[:64]!r} is not a number of seconds")
+    return min(value, most)
+
+
+def page_limit(request: Request) -> int:
+    """How many items of a list to answer with."""
+    return whole_number(request, "limit", LIST_DEFAULT, LIST_MAX)
+
+
+def last_seen(request: Request) -> str:
+    """The last id of the page before, or ""."""
+    text = request.query_params.get("after", "")
+    return check_id(text, "after") if text else ""
+
+
+def wait_limit(request: Request) -> float:
+    """How long a stop may wait for the end."""
+    return seconds(request, "wait_s", WAIT_S_MAX)
+
+
+def wanted(request: Request, offered: Sequence[str]) -> str:
+    """Which of `offered` the Accept header prefers; the first where it names none of them."""
+    best, best_q = offered[0], 0.0
+    for name, q in _accepted(request):
+        for media_type in offered:
+            if q > best_q and _covers(name, media_type):
+                best, best_q = media_type, q
+    return best
+
+
+def asks_for(request: Request, offered: Sequence[str]) -> str:
+    """Which of `offered` Accept names outright, by no wildcard; "" where it names none."""
+    named = sorted((name for name in _accepted(request) if name[0] in offered), key=lambda item: -item[1])
+    return named[0][0] if named and named[0][1] > 0 else ""
+
+
+def trace_of(request: Request) -> str:
+    """The trace id of a W3C traceparent, or ""."""
+    match = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    return match[1] if match else ""
+
+
+def _accepted(request: Request) -> list[tuple[str, float]]:
+    found = []
+    for item in ",".join(request.headers.getlist("accept"))[:2000].split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        q = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    q = float(parameter[2:])
+                except ValueError:
+                    q = 0.0
+        if name:
+            found.append((name, q))
+    return found
+
+
+def _covers(accepted: str, media_type: str) -> bool:
+    return accepted in (media_type, "*/*", media_type.split("/", 1)[0] + "/*")
