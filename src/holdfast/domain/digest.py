@@ -112,6 +112,11 @@ class Digest:
         """Sums over model.responded: requests, input_tokens, output_tokens and what else models count."""
         return dict(self._usage)
 
+    def part_text(self, number: int) -> str:
+        """The text of one part so far."""
+        part = self._parts.get(number)
+        return "" if part is None else part.text
+
     def open_calls(self) -> list[OpenCall]:
         """The tool calls without an end, in order."""
         return [OpenCall(c.call, c.name) for c in self._calls.values() if c.outcome is None and not c.discarded]

@@ -89,6 +89,7 @@ class Sessions:
         self._log = log
         self._agents = agents
         self._inspector = inspector
+        self.draining = False  # set by the composition root: runs end, none begins
 
     def agents(self) -> Sequence[AgentInfo]:
         """The served agents; the first is the default."""
@@ -103,6 +104,8 @@ class Sessions:
         Raises:
             HoldfastError: unknown_agent, session_busy, idempotency_conflict, overloaded, store_unavailable.
         """
+        if self.draining:
+            raise HoldfastError("not_ready", "the server is shutting down", retry_after_s=RETRY_AFTER_S)
         agent = self._agent(request.agent)
         key = RunKey(tenant, new_run_id())
         new = NewRun(
@@ -130,7 +133,12 @@ class Sessions:
         answer = await self._store.request_stop(key, reason, by)
         if answer.record is None:
             raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
-        return answer.record
+        record = answer.record
+        if answer.status is Status.OK and record.state.terminal:  # it was queued or waiting: no worker says it
+            facts = {"trace": record.spec.trace, "run": key.run, "session": record.session}
+            self._log.write("stream_cancelled", **facts, reason=record.reason, by=by)
+            self._log.write("stream_end", **facts, state=record.state, reason=record.reason)
+        return record
 
     async def stop_session(self, tenant: str, session: str, by: str) -> RunRecord | None:
         """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would."""
@@ -279,7 +287,16 @@ class Sessions:
                     retry_after_s=RETRY_AFTER_S,
                 )
             case _:
+                self._say_superseded(created, new)
                 return created
+
+    def _say_superseded(self, created: Created, new: NewRun) -> None:
+        """Queued and waiting runs ended in the very step; an active one is said by its worker."""
+        for run in created.superseded:
+            facts = {"run": run, "session": new.session}
+            self._log.write("stream_cancelled", **facts, reason=Reason.SUPERSEDED, by=new.key.run)
+            self._log.write("prev_stream_finished_cleanly", **facts)
+            self._log.write("stream_end", **facts, state=State.CANCELLED, reason=Reason.SUPERSEDED)
 
     def _served(self, key: RunKey, page: Page) -> Page:
         if page.status is Status.UNKNOWN:

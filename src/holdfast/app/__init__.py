@@ -1,0 +1,7 @@
+"""The composition root: puts the parts together and runs them."""
+
+from holdfast.app.runtime import Runtime
+from holdfast.app.served import StartError
+from holdfast.app.serving import serve
+
+__all__ = ["Runtime", "StartError", "serve"]

@@ -1,0 +1,70 @@
+"""Whether a run would be taken now, with a reason per part. Asks; decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from holdfast.config import Settings
+from holdfast.models.resolve import probe_model
+from holdfast.ports.store import RunStore
+
+_GOOD_FOR_S: Final = 60.0
+_BAD_FOR_S: Final = 2.0
+
+
+class Readiness:
+    """The parts of /readyz."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        settings: Settings,
+        worker: str,
+        worker_alive: Callable[[], bool],
+        draining: Callable[[], bool],
+    ) -> None:
+        """Take what is asked."""
+        self._draining = draining
+        self._store = store
+        self._settings = settings
+        self._worker_alive = worker_alive
+        self._worker = worker
+        self._model: tuple[float, dict[str, Any]] | None = None
+
+    async def __call__(self) -> dict[str, Any]:
+        """`{"ready", "parts": {store, worker, model?}}`; every part with `ok` and, if not, `why`."""
+        parts = {"store": await self._store_part(), "worker": await self._worker_part()}
+        if self._settings.model_url:
+            parts["model"] = await self._model_part()
+        if self._draining():
+            parts["server"] = {"ok": False, "why": "draining"}
+        return {"ready": all(part["ok"] for part in parts.values()), "parts": parts}
+
+    async def _store_part(self) -> dict[str, Any]:
+        facts = await self._store.health()
+        if "error" in facts:
+            return {"ok": False, "why": facts["error"]}
+        return {"ok": True, "kind": facts["kind"], "ready_runs": facts["ready"]}
+
+    async def _worker_part(self) -> dict[str, Any]:
+        if not self._worker_alive():
+            return {"ok": False, "why": "the worker has ended; restart the server, its log says why"}
+        seen = {w.worker: w for w in await self._store.workers()}
+        mine = seen.get(self._worker)
+        age_s = None if mine is None else time.time() - mine.seen_at / 1000
+        if mine is None or age_s is None or age_s > self._settings.lease_s:
+            return {"ok": False, "why": "the worker has not reported yet", "age_s": age_s}
+        return {"ok": True, "age_s": round(age_s, 1), **mine.facts}
+
+    async def _model_part(self) -> dict[str, Any]:
+        now = time.monotonic()
+        if self._model is None or now >= self._model[0]:
+            reached = await probe_model(self._settings.model_url)
+            part: dict[str, Any] = {"ok": reached.reachable, "detail": reached.detail, "rehearsal": reached.rehearsal}
+            if not reached.reachable:
+                part["why"] = f"no model at {self._settings.model_url}: {reached.detail}"
+            self._model = (now + (_GOOD_FOR_S if reached.reachable else _BAD_FOR_S), {**part, "at": time.time()})
+        part = self._model[1]
+        return {**{k: v for k, v in part.items() if k != "at"}, "age_s": round(time.time() - part["at"], 1)}

@@ -1,0 +1,175 @@
+"""The composition root: the only place that names concrete parts, and the order in which they start and end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from holdfast import __version__
+from holdfast.aio import Owner
+from holdfast.app.readiness import Readiness
+from holdfast.app.served import Served, StartError, load_served
+from holdfast.app.threads import WorkerThread
+from holdfast.config import Settings
+from holdfast.engine.reaper import Reaper
+from holdfast.engine.sessions import Sessions
+from holdfast.engine.worker import Worker, worker_name
+from holdfast.gateway.app import GatewayApp, create_app
+from holdfast.gateway.server import BindError, Server
+from holdfast.ports.agent import Agent, AgentInfo
+from holdfast.ports.clock import SystemClock
+from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.telemetry import Log
+
+
+class Runtime:
+    """A whole Holdfast in one process: store, worker on its own thread, reaper, gateway.
+
+    Use as an async context manager. `agents` may be given instead of specs, for tests and embedding.
+    """
+
+    def __init__(
+        self, settings: Settings, specs: Sequence[str] = (), *, agents: Sequence[Agent] = (), log: Log | None = None
+    ) -> None:
+        """Nothing is opened yet."""
+        self.settings = settings
+        self.log = log or Log(settings.log_format)
+        self._specs = specs
+        self._given = list(agents)
+        self._stack = AsyncExitStack()
+        self._owner = Owner(self._task_failed)
+        self.phases: list[dict[str, Any]] = []
+        self.store: SqliteStore
+        self.sessions: Sessions
+        self.app: GatewayApp
+        self.server: Server
+        self.worker: WorkerThread
+        self.infos: list[AgentInfo] = []
+
+    async def __aenter__(self) -> Runtime:
+        """Start everything, in order of dependency.
+
+        Raises:
+            StartError: Something cannot be had; says what and what to do. What was started has ended again.
+        """
+        try:
+            await self._start()
+        except BaseException as error:
+            await self._stack.aclose()
+            if isinstance(error, (StoreError, BindError)):
+                remedy = f"; {error.remedy}" if isinstance(error, BindError) else ""
+                raise StartError(f"cannot start: {error}{remedy}") from error
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """As `close` with the drain of the settings."""
+        await self.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"http://{host}:{self.server.port}"
+
+    @property
+    def drain_s(self) -> float:
+        """How long a shutdown lets runs go on; 3 s at most in profile dev."""
+        return min(3.0, self.settings.drain_s) if self.settings.profile == "dev" else self.settings.drain_s
+
+    async def close(self) -> None:
+        """Not ready, drain, release, end; bounded. Safe to call twice."""
+        await self._stack.aclose()
+
+    async def stop_all(self) -> None:
+        """The second signal: all runs end now."""
+        await self.worker.ask(self.worker.worker.stop_all(), self.settings.stop_grace_s + 3.0)
+
+    async def _start(self) -> None:
+        settings = self.settings
+        with self._phase("store"):
+            self.store = await SqliteStore.open(settings.store, own=True)
+            self._stack.push_async_callback(self.store.close)
+        with self._phase("agents"):
+            served = await self._load()
+        with self._phase("worker"):
+            self._start_worker(served)
+        with self._phase("recovery"):
+            self._stack.push_async_callback(self._owner.close, 1.0)
+            self._owner.spawn(Reaper(self.store, settings, self.log).run(), "reaper")
+        with self._phase("gateway"):
+            await self._start_gateway()
+
+    async def _load(self) -> Served | None:
+        if self._given:
+            self.infos = [AgentInfo(a.name, a.kind, "", a.resumable) for a in self._given]
+            return None
+        served = await load_served(self.settings, self._specs)
+        self.infos = served.infos
+        self._given = served.agents
+        self._stack.callback(served.pool.close, 1.0)
+        return served
+
+    def _start_worker(self, served: Served | None) -> None:
+        clock = SystemClock()
+        worker = Worker(self.store, self._given, self.settings, self.log, clock, worker_name(os.getpid()))
+
+        async def at_end() -> None:
+            if served is not None:
+                await served.aclose()
+
+        self.worker = WorkerThread(worker, self.log, at_end)
+        self.worker.start()
+        self._stack.push_async_callback(self._close_worker)
+
+    async def _close_worker(self) -> None:
+        await self.worker.close(self.drain_s)
+
+    async def _start_gateway(self) -> None:
+        settings = self.settings
+        self.sessions = Sessions(self.store, settings, self.log, lambda: self.infos, self.worker.worker)
+        ready = Readiness(
+            self.store, settings, self.worker.worker.name, lambda: self.worker.alive, lambda: self.sessions.draining
+        )
+        self.app = create_app(
+            self.sessions,
+            settings,
+            self.log,
+            version={"version": __version__},
+            ready=ready,
+            startup=lambda: {"started": True, "phases": self.phases},
+        )
+        self.server = Server(self.app, settings.host, settings.port, connections=settings.connections, log=self.log)
+        await self.server.start()
+        self._stack.push_async_callback(self._close_gateway)
+
+    async def _close_gateway(self) -> None:
+        # No new runs first, but streams stay open while runs drain: their readers shall see the end.
+        self.sessions.draining = True
+        await self.worker.close(self.drain_s)
+        await self.server.stop()
+
+    def _phase(self, name: str) -> _Phase:
+        return _Phase(name, self.phases)
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        self.log.write("task_failed", task=name, error=repr(error))
+
+
+class _Phase:
+    """Times one phase of the start."""
+
+    def __init__(self, name: str, phases: list[dict[str, Any]]) -> None:
+        self._name = name
+        self._phases = phases
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        took = round((time.monotonic() - self._began) * 1000)
+        self._phases.append({"phase": self._name, "ok": kind is None, "duration_ms": took})

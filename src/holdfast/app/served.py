@@ -1,0 +1,54 @@
+"""The agents that are served: the ones named on the command line, or the plain one around --model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.agents.loading import AgentLoadError, default_agent, load_agents
+from holdfast.config import Settings
+from holdfast.models.resolve import ModelClient, ModelConfigError, probe_model
+from holdfast.ports.agent import Agent, AgentInfo
+from holdfast.tools.pool import ToolPool
+
+
+class StartError(Exception):
+    """The server cannot start; the text says why and what to do."""
+
+
+@dataclass
+class Served:
+    """Agents, and what they stand on."""
+
+    agents: list[Agent]
+    infos: list[AgentInfo]
+    client: ModelClient
+    pool: ToolPool
+
+    async def aclose(self) -> None:
+        """Close the model connections; on the loop that used them."""
+        await self.client.aclose()
+
+
+async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
+    """Import the agents and resolve the model.
+
+    Raises:
+        StartError: Something named on the command line cannot be had.
+    """
+    pool = ToolPool(settings.tool_threads, settings.tool_queue_s, settings.quarantine)
+    client = ModelClient(settings)
+    try:
+        model = client.resolve(settings.model, settings.model_url)
+        if specs:
+            agents = load_agents(specs, Path.cwd(), settings, pool, model)
+        elif model is not None:
+            agents = [default_agent(model, settings, pool)]
+        else:
+            raise StartError("cannot start: there is neither an agent nor a model to serve")
+    except (AgentLoadError, ModelConfigError) as error:
+        raise StartError(f"cannot start: {error}") from error
+    rehearsal = bool(settings.model_url) and (await probe_model(settings.model_url)).rehearsal
+    infos = [AgentInfo(agent.name, agent.kind, settings.model or "", agent.resumable, rehearsal) for agent in agents]
+    return Served(agents, infos, client, pool)

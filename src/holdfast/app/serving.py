@@ -1,0 +1,120 @@
+"""`holdfast serve`: a runtime that owns the process's signals, and says what it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+import uvloop
+
+from holdfast import __version__
+from holdfast.aio import Owner, wait_event
+from holdfast.app.runtime import Runtime
+from holdfast.app.served import StartError
+from holdfast.config import Settings
+from holdfast.rehearsal import CannotListen, RehearsalServer
+from holdfast.telemetry import Log
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_POLL_S: Final = 3600.0
+REHEARSAL_MODEL: Final = "rehearsal"
+
+
+def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str], None], rehearsal: bool = False) -> int:
+    """Serve until a signal: the first drains, the second stops all runs now.
+
+    Args:
+        settings: The merged settings.
+        specs: Agents as `[name=]module:attr`.
+        announce: Takes each line of what is served.
+        rehearsal: Start the bundled rehearsal model and serve that.
+
+    Returns:
+        The exit code: 0 after a signal.
+
+    Raises:
+        StartError: It cannot start; says why and what to do.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
+
+
+async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[str], None], *, rehearsal: bool) -> int:
+    log = Log(settings.log_format)
+    async with AsyncExitStack() as stack:
+        if rehearsal:
+            settings = await _rehearse(settings, stack)
+        runtime = await stack.enter_async_context(Runtime(settings, specs, log=log))
+        signals = _Signals()
+        _announce(runtime, announce, rehearsal=rehearsal)
+        while not await wait_event(signals.first, _POLL_S):
+            pass
+        log.write("shutdown", drain_s=runtime.drain_s, again="a second signal stops all runs now")
+        owner = Owner(lambda name, error: log.write("task_failed", task=name, error=repr(error)))
+        closing = owner.spawn(runtime.close(), "close")
+        hurry = owner.spawn(_hurry(signals, runtime), "hurry")
+        await asyncio.wait([closing], timeout=settings.drain_s + 20.0)
+        hurry.cancel()
+    log.write("shutdown_done")
+    return 0
+
+
+async def _hurry(signals: _Signals, runtime: Runtime) -> None:
+    while not await wait_event(signals.second, _POLL_S):
+        pass
+    await runtime.stop_all()
+
+
+async def _rehearse(settings: Settings, stack: AsyncExitStack) -> Settings:
+    try:
+        server = await stack.enter_async_context(RehearsalServer())
+    except CannotListen as error:
+        raise StartError(f"cannot start: {error}") from error
+    update = {"model": REHEARSAL_MODEL, "model_url": server.url}
+    return settings.model_copy(update=update)
+
+
+class _Signals:
+    """The first and the second SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._take)
+
+    def _take(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: bool) -> None:
+    settings, url = runtime.settings, runtime.url
+    agents = ", ".join(info.name for info in runtime.infos)
+    model = settings.model or "each agent's own"
+    if settings.model_url:
+        model += f" at {settings.model_url}"
+    if any(info.rehearsal for info in runtime.infos):
+        model += " (REHEARSAL: answers follow a script, they are not a model's)"
+    where = "" if settings.port == runtime.server.port else f" --url {url}"
+    if not where and settings.port != 8484:
+        where = f" --url {url}"
+    for line in (
+        f"holdfast {__version__} serves {url}",
+        f"  store   {settings.store} (fsync at every commit)",
+        f"  model   {model}",
+        f"  agents  {agents}",
+        f"  mode    {settings.profile}, gateway and worker in one process (pid {os.getpid()}), loopback without keys",
+        "try",
+        f"  open {url}",
+        f"  curl -N {url}/api/runs -H 'Accept: text/event-stream' -d '{{\"input\": \"hello\"}}'",
+        f"  holdfast chat{where}",
+    ):
+        announce(line)
+    sys.stdout.flush()
+    runtime.log.write("ready", url=url, pid=os.getpid())

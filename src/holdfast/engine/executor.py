@@ -1,0 +1,421 @@
+"""The executor drives one claimed run from run.started to its terminal event: begin, drive, watch, end.
+
+It owns one promise: whatever the agent does, the run has its terminal event at most `stop_grace_s` after it was
+told to stop, after its deadline, or after its agent has ended. The agent runs in a task of its own. A task that
+ignores its cancellation for longer than the grace is abandoned: it loses its fence, so that nothing it still does
+can reach the log, and it is counted.
+
+This module is the run's outer edge: the only place where the agent's CancelledError is resolved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from holdfast.aio import Owner, settle
+from holdfast.config import Settings
+from holdfast.domain.digest import Digest
+from holdfast.domain.errors import RunEnded, StoreUnavailable, run_error
+from holdfast.domain.events import EventType, decode_event, encode_event
+from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.runs import Reason, State
+from holdfast.engine.appender import Appender, Lost
+from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal
+from holdfast.engine.translate import Translator
+from holdfast.ports.agent import Agent, Result, RunContext
+from holdfast.ports.clock import Clock
+from holdfast.ports.probe import Probe, enter
+from holdfast.ports.store import Appended, Claim, Ending, RunStore, Status
+from holdfast.telemetry import Log
+
+_READ_PAGE: Final = 500
+_FINISH_RETRY_S: Final = 0.2
+_CLOSE_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every executor of a worker shares."""
+
+    store: RunStore
+    settings: Settings
+    log: Log
+    clock: Clock
+    owner: Owner
+    worker: str
+    healthy: Callable[[], bool]  # the lease was renewed recently enough to begin new work
+
+
+class Executor:
+    """One run, one claim."""
+
+    def __init__(self, claim: Claim, agent: Agent, around: Surroundings) -> None:
+        """Take the claim; nothing happens before `run`."""
+        self.claim = claim
+        self.probe = Probe()
+        self.abandoned: asyncio.Task[Any] | None = None
+        self._agent = agent
+        self._around = around
+        self._told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._began = time.monotonic()
+        self._deadline = asyncio.get_running_loop().time() + max(0, claim.deadline_left_ms) / 1000
+        self._appender: Appender | None = None
+        self._translator: Translator | None = None
+        self._ctx: RunContext | None = None
+
+    def tell(self, told: Told) -> None:
+        """Stop, release or lose the run; the first word counts, except that a lost run is lost."""
+        if not self._told.done():
+            self._told.set_result(told)
+
+    async def run(self) -> None:
+        """The whole life of this claim. Raises nothing but what cancels it."""
+        outcome: Outcome | None
+        try:
+            appender, ctx = await self._begin()
+            outcome = await self._drive(appender, ctx)
+        except Lost as lost:
+            self._log("run_lost", status=lost.status)
+            return
+        except StoreUnavailable as error:
+            outcome = self._store_error(error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours still ends the run, with a cause
+            self._log("executor_failed", error=repr(error), trace_back=traceback.format_exc(limit=8))
+            outcome = self._internal(error)
+        if outcome is None or self._appender is None:
+            return  # lost or released; or never begun: the lease runs out, and no attempt is counted
+        try:
+            await self._end(self._appender, outcome)
+        except Lost as lost:
+            self._log("run_lost", status=lost.status)
+        except StoreUnavailable as error:
+            self._log("finish_failed", error=error.detail, remedy="the reaper ends the run when the store answers")
+        except Exception as error:  # noqa: BLE001 - the reaper ends the run when its lease runs out
+            self._log("executor_failed", error=repr(error), trace_back=traceback.format_exc(limit=8))
+
+    # begin
+
+    async def _begin(self) -> tuple[Appender, RunContext]:
+        """Write run.started, and what a resumed attempt takes back, before the agent does anything."""
+        claim, around = self.claim, self._around
+        fold, since = await self._read_log()
+        first_part = fold.next_part()
+        appender = Appender(around.store, claim, around.settings, around.clock, around.owner, fold)
+        self._appender = appender
+        started = {"worker": around.worker, "attempt": claim.attempt, "epoch": claim.fence.epoch}
+        appender.put(EventType.RUN_STARTED, started)
+        parts, calls = since.parts(), since.calls()
+        if parts or calls:
+            dropped = {"step": 0, "reason": "resumed", "parts": parts, "calls": calls}
+            appender.put(EventType.ATTEMPT_DISCARDED, dropped)
+        history = await self._history()
+        await appender.flush()
+        self._raise_failed(appender)
+        self._log("stream_start", attempt=claim.attempt)
+        self._translator = Translator(appender, self.probe, self._may_begin)
+        ctx = self._context(history, first_part)
+        self._ctx = ctx
+        return appender, ctx
+
+    async def _read_log(self) -> tuple[Digest, Digest]:
+        """The fold of what is there, and of what came after the last checkpoint."""
+        fold, since, after = Digest(), Digest(), 0
+        while after < self.claim.base:
+            page = await self._around.store.read(self.claim.key, after, _READ_PAGE)
+            if not page.events:
+                raise Lost(Status.GAP)
+            for data in page.events:
+                after += 1
+                event = decode_event(data)
+                fold.feed(event["type"], event)
+                if after > self.claim.checkpoint_seq:
+                    since.feed(event["type"], event)
+        return fold, since
+
+    async def _history(self) -> list[HistoryEntry]:
+        claim = self.claim
+        entries = await self._around.store.history(claim.key.tenant, claim.session)
+        if claim.spec.context:
+            entries.append(HistoryEntry(run="", state=State.COMPLETED, messages=claim.spec.context))
+        return entries
+
+    def _context(self, history: list[HistoryEntry], first_part: int) -> RunContext:
+        claim = self.claim
+        return RunContext(
+            key=claim.key,
+            session=claim.session,
+            attempt=claim.attempt,
+            epoch=claim.fence.epoch,
+            input=claim.spec.input,
+            history=history,
+            checkpoint=claim.checkpoint,
+            first_part=first_part,
+            deadline=self._deadline,
+            model=claim.spec.model,
+            settings=claim.spec.settings,
+            instructions=claim.spec.instructions,
+            metadata=claim.spec.metadata,
+            probe=self.probe,
+        )
+
+    # drive and watch
+
+    async def _drive(self, appender: Appender, ctx: RunContext) -> Outcome | None:
+        """Run the agent until it ends, or is told to, or is out of time. None: the run is not ours to end."""
+        loop = asyncio.get_running_loop()
+        work = self._around.owner.spawn(self._iterate(ctx), f"agent {self.claim.key.run}")
+        waits: set[asyncio.Future[Any]] = {work, self._told, appender.failed}
+        await asyncio.wait(waits, timeout=max(0.0, self._deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED)
+        if appender.failed.done():
+            await self._interrupt(work)
+            raise appender.failed.result()
+        if work.done() and not self._told.done():
+            return self._finished(work)
+        if self._told.done():
+            return await self._obey(appender, work, self._told.result())
+        return await self._time_up(work, appender)
+
+    async def _iterate(self, ctx: RunContext) -> Result | None:
+        """The agent's own task."""
+        enter(self.probe)
+        translator = self._translator
+        assert translator is not None  # noqa: S101 - set by _begin
+        events = self._agent.run(ctx)
+        try:
+            async for event in events:
+                await translator.take(event)
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop that all runs share
+            raise RunEnded(
+                Reason.AGENT_ERROR,
+                "agent_exit",
+                f"the agent raised {type(error).__name__}",
+                cause=type(error).__name__,
+                remedy="let agents and tools raise ordinary exceptions",
+            ) from error
+        finally:
+            close = getattr(events, "aclose", None)
+            if close is not None:
+                await close()
+        translator.close_parts()
+        return translator.result
+
+    def _finished(self, work: asyncio.Task[Result | None]) -> Outcome:
+        now_ms = self._around.clock.wall_ms()
+        if work.cancelled():
+            error = RunEnded(
+                Reason.AGENT_ERROR, "agent_cancelled", "the agent cancelled its own task", remedy="let it raise instead"
+            )
+            return failure(error, now_ms)
+        problem = work.exception()
+        if problem is not None:
+            if not isinstance(problem, RunEnded):
+                lines = traceback.format_exception(problem)
+                self._log("agent_failed", error=repr(problem), trace_back="".join(lines)[-4000:])
+            return replace(failure(problem, now_ms), open_before=tuple(self._open_calls()))
+        return Outcome(State.COMPLETED, Reason.FINISHED, result=work.result())
+
+    async def _obey(self, appender: Appender, work: asyncio.Task[Result | None], told: Told) -> Outcome | None:
+        open_before = tuple(self._open_calls())
+        if told.what == "stop":
+            appender.put(EventType.RUN_STOPPING, {"reason": told.reason, "by": told.by})
+        late = await self._interrupt(work)
+        if told.what == "lost":
+            appender.abandon()
+            self._log("run_lost", status="lease")
+            return None
+        if told.what == "release" and not late and self._agent.resumable:
+            await self._release(appender)
+            return None
+        result = None if late or work.cancelled() or work.exception() else work.result()
+        return Outcome(
+            State.CANCELLED,
+            told.reason or Reason.SHUTDOWN,
+            by=told.by,
+            requested_ms=told.requested_ms,
+            result=result,
+            abandoned=late,
+            open_before=open_before,
+        )
+
+    async def _time_up(self, work: asyncio.Task[Result | None], appender: Appender) -> Outcome:
+        now_ms = self._around.clock.wall_ms()
+        open_before = tuple(self._open_calls())
+        late = await self._interrupt(work)
+        since_ready = (now_ms - self.claim.ready_at) / 1000
+        return Outcome(
+            State.FAILED,
+            Reason.DEADLINE,
+            requested_ms=now_ms,
+            error=deadline_error(since_ready),
+            abandoned=late,
+            open_before=open_before,
+        )
+
+    async def _interrupt(self, work: asyncio.Task[Any]) -> bool:
+        """Cancel the agent and wait for it, at most the grace; whether it had to be abandoned."""
+        work.cancel()
+        if not await settle([work], self._around.settings.stop_grace_s):
+            return False
+        self.abandoned = work
+        return True
+
+    async def _release(self, appender: Appender) -> None:
+        rest = await appender.close(_CLOSE_S)
+        claim, store = self.claim, self._around.store
+        if rest:
+            await store.append(claim.key, claim.fence, appender.head, rest)
+        answer = await store.release(claim.key, claim.fence)
+        self._log("run_released", status=answer.status)
+
+    def _open_calls(self) -> list[Any]:
+        return self._appender.fold.open_calls() if self._appender else []
+
+    async def _may_begin(self) -> None:
+        """Hold back new model and tool calls while the lease may be lost; the deadline bounds the wait."""
+        while not self._around.healthy():
+            await asyncio.sleep(0.1)
+
+    # end
+
+    async def _end(self, appender: Appender, outcome: Outcome) -> None:
+        """Write the terminal event, as the store allows it: STOP turns completed and failed into cancelled."""
+        if outcome.state is not State.COMPLETED:
+            self._close_calls(appender)
+        rest = await appender.close(_CLOSE_S)
+        for _ in range(4):  # STOP and PENDING_INPUT each change the answer once
+            answer, outcome = await self._finish(appender, rest, outcome)
+            if answer is None:
+                continue
+            if answer.status in (Status.OK, Status.DUP):
+                self._log_end(outcome)
+                return
+            raise Lost(answer.status)
+        raise Lost(Status.STOP)
+
+    async def _finish(self, appender: Appender, rest: list[bytes], outcome: Outcome) -> tuple[Appended | None, Outcome]:
+        claim, around = self.claim, self._around
+        now_ms = around.clock.wall_ms()
+        kind, fields = terminal(outcome, appender.fold, self.probe, self._timings(now_ms), now_ms)
+        seq = appender.head + len(rest) + 1
+        events = [*rest, encode_event(seq, claim.key.run, kind, now_ms, fields)]
+        ending = Ending(
+            state=outcome.state,
+            reason=outcome.reason,
+            usage=fields["usage"],
+            error=fields.get("error"),
+            receipt=fields.get("receipt"),
+            output=fields.get("output", fields.get("partial")),
+            history=self._history_entry(appender, outcome),
+            rehearsal=self.probe.rehearsal,
+            leave_inbox=True,
+        )
+        answer = await self._repeat(lambda: around.store.finish(claim.key, claim.fence, appender.head, events, ending))
+        if answer.status is Status.STOP:
+            return None, await self._overruled(outcome)
+        return answer, outcome
+
+    async def _repeat(self, operation: Callable[[], Any]) -> Appended:
+        """The same finish again and again while its outcome is unknown, at most `store_outage_s`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._around.settings.store_outage_s
+        while True:
+            try:
+                answer: Appended = await operation()
+            except StoreUnavailable:
+                if loop.time() > until:
+                    raise
+                await asyncio.sleep(_FINISH_RETRY_S)
+            else:
+                return answer
+
+    async def _overruled(self, outcome: Outcome) -> Outcome:
+        """The stop flag was set before we finished: the run ends cancelled, its whole output as partial."""
+        record = await self._around.store.get(self.claim.key)
+        told = self._told.result() if self._told.done() else None
+        reason = record.stopping if record else None
+        return replace(
+            outcome,
+            state=State.CANCELLED,
+            reason=reason or (told.reason if told else None) or Reason.STOPPED,
+            by=told.by if told else "",
+            requested_ms=told.requested_ms if told and told.requested_ms else self._around.clock.wall_ms(),
+            error=None,
+        )
+
+    def _close_calls(self, appender: Appender) -> None:
+        """Every tool.called has its tool.finished."""
+        for call in appender.fold.open_calls():
+            finished = {
+                "call": call.call,
+                "name": call.name,
+                "outcome": "interrupted",
+                "result": "the tool call was interrupted before a result was produced",
+                "duration_ms": self._translator.tool_ms(call.call) if self._translator else None,
+            }
+            appender.put(EventType.TOOL_FINISHED, finished)
+
+    def _history_entry(self, appender: Appender, outcome: Outcome) -> HistoryEntry | None:
+        """What the session keeps; None, where the agent could not say, lets the store derive it."""
+        completed = outcome.state is State.COMPLETED
+        recovered = self._ctx.recovered if self._ctx else b""
+        native = outcome.result.native if outcome.result else recovered
+        if not native and (outcome.abandoned or self._agent.kind):
+            return None
+        return HistoryEntry(
+            run=self.claim.key.run,
+            state=outcome.state,
+            messages=appender.fold.messages(completed=completed, user=self.claim.spec.input),
+            native_kind=self._agent.kind if native else "",
+            native=native,
+        )
+
+    def _timings(self, now_ms: int) -> dict[str, Any]:
+        first = self._translator.first_content_ms if self._translator else None
+        created = self.claim.created_at
+        return {
+            "queued_ms": max(0, int(now_ms - (time.monotonic() - self._began) * 1000) - created),
+            "ttft_ms": None if first is None else max(0, first - created),
+            "total_ms": max(0, now_ms - created),
+        }
+
+    # words
+
+    def _store_error(self, error: StoreUnavailable) -> Outcome:
+        described = run_error("store_error", error.detail, None, "check the store; /readyz says more", retryable=True)
+        return self._broken(Reason.STORE_ERROR, described)
+
+    def _internal(self, error: Exception) -> Outcome:
+        text = f"{type(error).__name__}: {error}"
+        remedy = "this is a fault in Holdfast: report it with the server's log"
+        return self._broken(
+            Reason.AGENT_ERROR, run_error("internal", text, type(error).__name__, remedy, retryable=True)
+        )
+
+    def _broken(self, reason: Reason, error: dict[str, Any]) -> Outcome:
+        now_ms = self._around.clock.wall_ms()
+        return Outcome(State.FAILED, reason, requested_ms=now_ms, error=error, open_before=tuple(self._open_calls()))
+
+    @staticmethod
+    def _raise_failed(appender: Appender) -> None:
+        if appender.failed.done():
+            raise appender.failed.result()
+
+    def _log_end(self, outcome: Outcome) -> None:
+        key = self.claim.key
+        if outcome.state is State.CANCELLED:
+            self._log("stream_cancelled", reason=outcome.reason, by=outcome.by or None)
+        if outcome.reason is Reason.SUPERSEDED:
+            word = "prev_stream_timeout_on_cancel" if outcome.abandoned else "prev_stream_finished_cleanly"
+            self._around.log.write(word, run=key.run, session=self.claim.session)
+        total = self._around.clock.wall_ms() - self.claim.created_at
+        self._log("stream_end", state=outcome.state, reason=outcome.reason, duration_ms=max(0, total))
+        self._around.log.write("cleanup_done", run=key.run)
+
+    def _log(self, event: str, **facts: Any) -> None:
+        claim = self.claim
+        self._around.log.write(event, trace=claim.spec.trace, run=claim.key.run, session=claim.session, **facts)

@@ -1,0 +1,77 @@
+"""The reaper: in every process, it ends or requeues what nobody else does, and forgets what is past its retention."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from typing import Final
+
+from holdfast.config import Settings
+from holdfast.domain.errors import StoreUnavailable
+from holdfast.domain.runs import Reason, State
+from holdfast.ports.store import Reaped, RunStore
+from holdfast.telemetry import Log
+
+_EVERY_S: Final = 1.0
+_LEAST_S: Final = 0.02
+_LIMIT: Final = 100
+_GRACE_EXTRA_S: Final = 0.5
+_SWEEP_EVERY_S: Final = 60.0
+
+
+class Reaper:
+    """Reaps each second, and at the next due time."""
+
+    def __init__(self, store: RunStore, settings: Settings, log: Log) -> None:
+        """Take the store; `run` is the task."""
+        self._store = store
+        self._settings = settings
+        self._log = log
+        self._grace_ms = int((settings.stop_grace_s + _GRACE_EXTRA_S) * 1000)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time() + _SWEEP_EVERY_S
+        while True:
+            pause = _EVERY_S
+            try:
+                pause = await self._reap()
+                if loop.time() >= sweep_at:
+                    sweep_at = loop.time() + _SWEEP_EVERY_S
+                    await self._sweep()
+            except StoreUnavailable as error:
+                self._log.write("store_unavailable", part="reaper", error=error.detail)
+            except Exception as error:  # noqa: BLE001 - said, and done again in a second
+                trace = traceback.format_exc(limit=8)
+                self._log.write("loop_failed", part="reaper", error=repr(error), trace_back=trace)
+            await asyncio.sleep(pause)
+
+    async def _reap(self) -> float:
+        for reaped in await self._store.reap(_LIMIT, self._grace_ms):
+            await self._say(reaped)
+        due_ms = await self._store.next_due_ms()
+        return _EVERY_S if due_ms is None else min(_EVERY_S, max(_LEAST_S, due_ms / 1000))
+
+    async def _say(self, reaped: Reaped) -> None:
+        key = reaped.key
+        if reaped.outcome == "requeued":
+            self._log.write("run_requeued", run=key.run, session=reaped.session)
+            return
+        record = await self._store.get(key)
+        trace = record.spec.trace if record else None
+        facts = {"trace": trace, "run": key.run, "session": reaped.session}
+        if reaped.outcome == State.CANCELLED:
+            self._log.write("stream_cancelled", **facts, reason=reaped.reason)
+        if reaped.reason is Reason.SUPERSEDED:
+            self._log.write("prev_stream_timeout_on_cancel", run=key.run, session=reaped.session)
+        took = record.ended_at - record.created_at if record and record.ended_at else None
+        self._log.write("stream_end", **facts, state=reaped.outcome, reason=reaped.reason, duration_ms=took)
+
+    async def _sweep(self) -> None:
+        settings = self._settings
+        swept = await self._store.sweep(
+            older_than_ms=int(settings.retention_s * 1000), bytes_max=settings.retention_bytes
+        )
+        if swept:
+            self._log.write("swept", runs=swept)

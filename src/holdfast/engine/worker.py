@@ -1,0 +1,215 @@
+"""The worker claims runs and holds them: claim loop, control loop, heartbeat, and an executor for each run.
+
+It lives on one event loop, in a thread (`--in-process`) or in a process of its own; it does not know which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final
+
+from holdfast.aio import Owner, settle, wait_event
+from holdfast.config import Settings
+from holdfast.domain.errors import StoreUnavailable
+from holdfast.domain.ids import RunKey
+from holdfast.domain.runs import Reason
+from holdfast.engine.executor import Executor, Surroundings
+from holdfast.engine.heartbeat import Heartbeat
+from holdfast.engine.outcomes import Told
+from holdfast.ports.agent import Agent
+from holdfast.ports.clock import Clock
+from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
+from holdfast.telemetry import Log
+
+_POLL_S: Final = 1.0
+_PAUSE_S: Final = 0.5  # after a loop of ours has failed
+_CLAIM_MAX: Final = 16
+_BEAT_S: Final = 0.25
+
+
+class Worker:
+    """Runs agents under the engine's promises."""
+
+    def __init__(
+        self, store: RunStore, agents: Sequence[Agent], settings: Settings, log: Log, clock: Clock, name: str
+    ) -> None:
+        """Take everything; `run` starts it."""
+        self.name = name
+        self._store = store
+        self._agents = {agent.name: agent for agent in agents}
+        self._settings = settings
+        self._log = log
+        self._owner = Owner(self._task_failed)
+        self._executors: dict[RunKey, tuple[Executor, asyncio.Task[None]]] = {}
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._accepting = True
+        self._freed = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver)
+        self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy)
+
+    async def run(self) -> None:
+        """Claim and hold until `close` is called; returns when everything has ended or was abandoned."""
+        self._heartbeat.start()
+        loops = [
+            self._owner.spawn(self._forever("claims", self._claim_loop), "claims"),
+            self._owner.spawn(self._forever("control", self._control_loop), "control"),
+            self._owner.spawn(self._forever("beat", self._beat_loop), "beat"),
+        ]
+        while not await wait_event(self._closed, _POLL_S):
+            pass
+        for task in loops:
+            task.cancel()
+        await settle(loops, 1.0)
+        left = await self._owner.close(self._settings.stop_grace_s)
+        if left:
+            self._log.write("worker_abandoned", worker=self.name, tasks=len(left), names=", ".join(left)[:500])
+        self._heartbeat.stop()
+
+    async def close(self, drain_s: float) -> None:
+        """Take no more runs, let those that are held end for `drain_s`, then release or end them; bounded."""
+        self._accepting = False
+        await self._wait_for_executors(drain_s)
+        now_ms = self._around.clock.wall_ms()
+        for executor, _ in self._executors.values():
+            executor.tell(Told("release", Reason.SHUTDOWN, by="shutdown", requested_ms=now_ms))
+        await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
+        self._closed.set()
+
+    async def stop_all(self) -> None:
+        """The second signal: every run ends now, cancelled with reason shutdown."""
+        self._accepting = False
+        now_ms = self._around.clock.wall_ms()
+        for executor, _ in self._executors.values():
+            executor.tell(Told("stop", Reason.SHUTDOWN, by="shutdown", requested_ms=now_ms))
+        await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
+
+    def inspect(self, key: RunKey) -> dict[str, Any] | None:
+        """What a held run waits on; from any thread."""
+        held = self._executors.get(key)
+        if held is None:
+            return None
+        return {**held[0].probe.snapshot(), "quarantined": len(self._abandoned)}
+
+    # claiming
+
+    async def _claim_loop(self) -> None:
+        with self._store.subscribe(READY_TOPIC) as wake:
+            while self._accepting:
+                free = self._settings.concurrency - len(self._executors)
+                if free <= 0 or not self._heartbeat.healthy():
+                    await self._wait_freed()
+                    continue
+                lease_ms = int(self._settings.lease_s * 1000)
+                claims = await self._store.claim(self.name, min(free, _CLAIM_MAX), lease_ms)
+                for claim in claims:
+                    self._begin(claim)
+                if not claims:
+                    await wake.wait(_POLL_S)
+        await asyncio.sleep(_POLL_S)  # no more claims: `_forever` asks again until the worker is closed
+
+    async def _wait_freed(self) -> None:
+        self._freed.clear()
+        await wait_event(self._freed, _POLL_S)
+
+    def _begin(self, claim: Claim) -> None:
+        agent = self._agents.get(claim.spec.agent)
+        if agent is None:
+            self._owner.spawn(self._refuse(claim), f"refuse {claim.key.run}")
+            return
+        executor = Executor(claim, agent, self._around)
+        task = self._owner.spawn(executor.run(), f"executor {claim.key.run}")
+        self._executors[claim.key] = (executor, task)
+        task.add_done_callback(lambda _: self._ended(claim.key, executor))
+
+    async def _refuse(self, claim: Claim) -> None:
+        """A run of an agent that this worker does not serve: back to the queue, its timeout says the rest."""
+        self._log.write("agent_unknown", run=claim.key.run, agent=claim.spec.agent, worker=self.name)
+        await asyncio.sleep(_PAUSE_S)
+        await self._store.release(claim.key, claim.fence)
+
+    def _ended(self, key: RunKey, executor: Executor) -> None:
+        held = self._executors.get(key)
+        if held is not None and held[0] is executor:
+            del self._executors[key]
+        late = executor.abandoned
+        if late is not None and not late.done():
+            self._abandoned.add(late)
+            late.add_done_callback(self._abandoned.discard)
+        self._freed.set()
+
+    # control
+
+    async def _control_loop(self) -> None:
+        with self._store.subscribe(CONTROL_TOPIC) as wake:
+            while True:
+                if await wake.wait(self._settings.renew_s):
+                    await self._check()
+
+    async def _check(self) -> None:
+        held = self._held()
+        if held:
+            for renewal in await self._store.renew(self.name, held, int(self._settings.lease_s * 1000)):
+                self._take(renewal)
+
+    def _take(self, renewal: Renewal) -> None:
+        held = self._executors.get(renewal.held.key)
+        if held is None or held[0].claim.fence != renewal.held.fence:
+            return
+        if renewal.lost:
+            held[0].tell(Told("lost"))
+        elif renewal.stop is not None:
+            held[0].tell(Told("stop", renewal.stop, renewal.stop_by, renewal.stop_at))
+
+    def _deliver(self, renewals: list[Renewal]) -> None:
+        for renewal in renewals:
+            self._take(renewal)
+
+    async def _beat_loop(self) -> None:
+        while True:
+            self._heartbeat.beat()
+            await asyncio.sleep(_BEAT_S)
+
+    # what others ask
+
+    def _held(self) -> list[Held]:
+        return [Held(e.claim.key, e.claim.fence) for e, _ in list(self._executors.values())]
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "runs": len(self._executors),
+            "concurrency": self._settings.concurrency,
+            "abandoned": len(self._abandoned),
+            "tasks": len(self._owner),
+            "agents": sorted(self._agents),
+            "accepting": self._accepting,
+        }
+
+    async def _wait_for_executors(self, limit_s: float) -> None:
+        await settle([task for _, task in self._executors.values()], limit_s)
+
+    async def _forever(self, name: str, loop: Any) -> None:
+        """A loop of ours that fails is said and begun again: no worker dies in silence."""
+        while True:
+            try:
+                await loop()
+            except StoreUnavailable as error:
+                self._log.write("store_unavailable", worker=self.name, part=name, error=error.detail)
+            except Exception as error:  # noqa: BLE001 - said, and begun again
+                trace = traceback.format_exc(limit=8)
+                self._log.write("loop_failed", worker=self.name, part=name, error=repr(error), trace_back=trace)
+            await asyncio.sleep(_PAUSE_S)
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        if name.startswith("agent "):  # its executor tells the client
+            return
+        trace = "".join(traceback.format_exception(error))[-4000:]
+        self._log.write("task_failed", worker=self.name, task=name, error=repr(error), trace_back=trace)
+
+
+def worker_name(pid: int) -> str:
+    """A name that tells workers of one machine apart, and restarts of one too."""
+    return f"w{pid}-{int(time.time() * 1000) % 100_000_000}"
