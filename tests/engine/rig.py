@@ -44,8 +44,15 @@ class FunctionAgent:
 class Rig:
     """Use as an async context manager."""
 
-    def __init__(self, *agents: FunctionAgent, settings: Settings = QUICK, url: str = "sqlite://:memory:") -> None:
-        """Nothing is opened yet."""
+    def __init__(
+        self,
+        *agents: FunctionAgent,
+        settings: Settings = QUICK,
+        url: str = "sqlite://:memory:",
+        wrap: Callable[[SqliteStore], Any] | None = None,
+    ) -> None:
+        """Nothing is opened yet; `wrap` puts something between the store and the worker and reaper."""
+        self._wrap = wrap
         self.settings = settings
         self.agents = agents
         self.lines = io.StringIO()
@@ -59,9 +66,10 @@ class Rig:
         self._stack.push_async_callback(self.store.close)
         self.owner = Owner(lambda name, error: self.log.write("task_failed", task=name, error=repr(error)))
         self._stack.push_async_callback(self.owner.close, 1.0)
+        self.wrapped = self._wrap(self.store) if self._wrap else self.store
         clock = SystemClock()
-        self.worker = Worker(self.store, self.agents, self.settings, self.log, clock, "w-test")
-        self.owner.spawn(Reaper(self.store, self.settings, self.log).run(), "reaper")
+        self.worker = Worker(self.wrapped, self.agents, self.settings, self.log, clock, "w-test")
+        self.owner.spawn(Reaper(self.wrapped, self.settings, self.log).run(), "reaper")
         running = self.owner.spawn(self.worker.run(), "worker")
 
         async def end() -> None:

@@ -99,7 +99,7 @@ class Runtime:
             self._start_worker(served)
         with self._phase("recovery"):
             self._stack.push_async_callback(self._owner.close, 1.0)
-            self._owner.spawn(Reaper(self.store, settings, self.log).run(), "reaper")
+            _ = self._owner.spawn(Reaper(self.store, settings, self.log).run(), "reaper")
         with self._phase("gateway"):
             await self._start_gateway()
 

@@ -46,7 +46,7 @@ class WorkerThread:
         await self.ask(self.worker.close(drain_s), settings_bound)
         loop = asyncio.get_running_loop()
         until = loop.time() + _END_S
-        while self.alive and loop.time() < until:
+        while self.alive and loop.time() < until:  # noqa: ASYNC110 - a thread ends, no event says so
             await asyncio.sleep(0.01)
         if self.alive:
             self._log.write("worker_thread_stuck", worker=self.worker.name)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
@@ -32,6 +33,8 @@ from holdfast.ports.clock import Clock
 from holdfast.ports.probe import Probe, enter
 from holdfast.ports.store import Appended, Claim, Ending, RunStore, Status
 from holdfast.telemetry import Log
+
+T = TypeVar("T")
 
 _READ_PAGE: Final = 500
 _FINISH_RETRY_S: Final = 0.2
@@ -126,7 +129,7 @@ class Executor:
         """The fold of what is there, and of what came after the last checkpoint."""
         fold, since, after = Digest(), Digest(), 0
         while after < self.claim.base:
-            page = await self._around.store.read(self.claim.key, after, _READ_PAGE)
+            page = await self._repeat(partial(self._around.store.read, self.claim.key, after, _READ_PAGE))
             if not page.events:
                 raise Lost(Status.GAP)
             for data in page.events:
@@ -139,7 +142,8 @@ class Executor:
 
     async def _history(self) -> list[HistoryEntry]:
         claim = self.claim
-        entries = await self._around.store.history(claim.key.tenant, claim.session)
+        history = partial(self._around.store.history, claim.key.tenant, claim.session)
+        entries: list[HistoryEntry] = await self._repeat(history)
         if claim.spec.context:
             entries.append(HistoryEntry(run="", state=State.COMPLETED, messages=claim.spec.context))
         return entries
@@ -277,7 +281,7 @@ class Executor:
 
     async def _may_begin(self) -> None:
         """Hold back new model and tool calls while the lease may be lost; the deadline bounds the wait."""
-        while not self._around.healthy():
+        while not self._around.healthy():  # noqa: ASYNC110 - a thread renews, it has no event of this loop
             await asyncio.sleep(0.1)
 
     # end
@@ -319,13 +323,13 @@ class Executor:
             return None, await self._overruled(outcome)
         return answer, outcome
 
-    async def _repeat(self, operation: Callable[[], Any]) -> Appended:
-        """The same finish again and again while its outcome is unknown, at most `store_outage_s`."""
+    async def _repeat(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """The same operation again and again while its outcome is unknown, at most `store_outage_s`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._around.settings.store_outage_s
         while True:
             try:
-                answer: Appended = await operation()
+                answer = await operation()
             except StoreUnavailable:
                 if loop.time() > until:
                     raise
@@ -335,7 +339,7 @@ class Executor:
 
     async def _overruled(self, outcome: Outcome) -> Outcome:
         """The stop flag was set before we finished: the run ends cancelled, its whole output as partial."""
-        record = await self._around.store.get(self.claim.key)
+        record = await self._repeat(partial(self._around.store.get, self.claim.key))
         told = self._told.result() if self._told.done() else None
         reason = record.stopping if record else None
         return replace(

@@ -79,8 +79,8 @@ class Translator:
                 self._model(event)
             case Result():
                 self.result = event
-            case _:
-                self._unknown(event)
+            case _:  # type annotations do not bind what users yield
+                self._unknown(event)  # type: ignore[unreachable]
         await self._appender.room()
 
     def _delta(self, event: TextDelta | ReasoningDelta) -> None:

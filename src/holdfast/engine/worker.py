@@ -118,7 +118,7 @@ class Worker:
     def _begin(self, claim: Claim) -> None:
         agent = self._agents.get(claim.spec.agent)
         if agent is None:
-            self._owner.spawn(self._refuse(claim), f"refuse {claim.key.run}")
+            _ = self._owner.spawn(self._refuse(claim), f"refuse {claim.key.run}")
             return
         executor = Executor(claim, agent, self._around)
         task = self._owner.spawn(executor.run(), f"executor {claim.key.run}")
