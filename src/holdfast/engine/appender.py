@@ -217,7 +217,8 @@ class Appender:
         batch = self._take()
         if not batch:
             return
-        self._last_flush = asyncio.get_running_loop().time()
+        if batch[-1].kind in _DELTAS:  # another event holds back no delta after it
+            self._last_flush = asyncio.get_running_loop().time()
         seqs = enumerate((p for p in batch if p.key is not _CARRIER), self.head + 1)
         events = [p.encode(seq, self._claim.key.run) for seq, p in seqs]
         count = sum(max(1, len(p.chunks)) for p in batch)
