@@ -1,7 +1,8 @@
 """Serves the rehearsal model on a real socket: in the running loop, or alone until a signal.
 
-uvicorn does the HTTP. We bind the socket ourselves, so that a busy port is an error with a remedy before anything
-runs, and port 0 is known at once. uvicorn's own signal handling stays off: the loop may belong to somebody else.
+uvicorn's protocol does the HTTP. Its server is left out: it owns the signals, which may belong to somebody else here,
+and waits in fixed steps, which a test pays for each time. We bind the socket ourselves, so that a busy port is an
+error with a remedy before anything runs, and port 0 is known at once.
 """
 
 from __future__ import annotations
@@ -12,25 +13,23 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from holdfast.aio import Owner, settle, wait_event
+from holdfast.aio import settle
 from holdfast.rehearsal.app import RehearsalApp
 
 __all__ = ["CannotListen", "RehearsalServer", "run"]
 
-START_S_MAX = 10.0
-GRACE_S = 2
-STOP_S_MAX = GRACE_S + 3.0
+GRACE_S = 1.0
 CONNECTIONS_MAX = 4096
 BACKLOG = 1024
 
-_log = logging.getLogger("holdfast.rehearsal")
 _connection_log = logging.getLogger("holdfast.rehearsal.connection")
 
 
@@ -58,14 +57,13 @@ class RehearsalServer:
         self.host = host
         self._asked_port = port
         self._socket: socket.socket | None = None
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._owner = Owner(_report)
+        self._server: asyncio.Server | None = None
+        self._state = ServerState()
 
     @property
     def port(self) -> int:
         """The port it listens on."""
-        if self._socket is None:
+        if self._server is None or self._socket is None:
             raise RuntimeError("the rehearsal model is not started; call start() first")
         return int(self._socket.getsockname()[1])
 
@@ -81,42 +79,42 @@ class RehearsalServer:
         Raises:
             CannotListen: The address is taken, forbidden or not ours.
         """
-        if self._task is not None:
+        if self._server is not None:
             raise RuntimeError("the rehearsal model is started already")
-        self._socket = _bind(self.host, self._asked_port)
-        self._server = _Server(
-            uvicorn.Config(
-                self.app,
-                http=_Connection,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=CONNECTIONS_MAX,
-                backlog=BACKLOG,
-                timeout_graceful_shutdown=GRACE_S,
-            )
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(
+            self.app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            limit_concurrency=CONNECTIONS_MAX,
         )
-        self._task = self._owner.spawn(self._server.serve([self._socket]), "rehearsal server")
-        if not await wait_event(self._server.serving, START_S_MAX):
-            await self.stop()
-            raise CannotListen(self.host, self._asked_port, f"not serving after {START_S_MAX:g} s")
+        config.load()
+        self._state = ServerState()
+        self._socket = _bind(self.host, self._asked_port)
+        self._server = await loop.create_server(
+            partial(_Connection, config, self._state, {}), sock=self._socket, backlog=BACKLOG
+        )
 
     async def stop(self) -> None:
         """Cut every open answer, close the socket and leave nothing behind; safe to repeat."""
-        if self._server is None or self._task is None:
+        if self._server is None:
             return
-        self._server.should_exit = True
+        server, self._server = self._server, None
+        server.close()
         self.app.hang_up()
-        if await settle({self._task}, STOP_S_MAX):
-            await self._owner.close(1.0)
-        for connection in list(self._server.server_state.connections):
+        handlers = await settle(set(self._state.tasks), GRACE_S)  # one is late if its client does not read
+        for connection in list(self._state.connections):
             connection.transport.abort()
-        if self._socket is not None:
-            self._socket.close()
-        self._server = self._task = self._socket = None
+        for handler in handlers:
+            handler.cancel()
+        await settle(handlers, GRACE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await server.wait_closed()
 
     async def __aenter__(self) -> RehearsalServer:
         await self.start()
@@ -148,15 +146,15 @@ async def _run(host: str, port: int, on_ready: Callable[[RehearsalServer], None]
     async with RehearsalServer(host, port) as server:
         if on_ready is not None:
             on_ready(server)
-        await told.wait()  # for as long as the user wants it
+        await told.wait()  # bounded: by the user, who started it and stops it by a signal
 
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not 0 <= port <= 65535:
+        raise CannotListen(host, port, "a port is a number from 0 to 65535")
     try:
         bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OverflowError:
-        raise CannotListen(host, port, "a port is a number from 0 to 65535") from None
     except OSError as error:
         raise CannotListen(host, port, _why(error)) from error
     bound.setblocking(False)
@@ -175,28 +173,12 @@ def _why(error: OSError) -> str:
             return f"{error.strerror or error}; check --host and --port"
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, and with an event for having started."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.serving = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.serving.set()
-
-
 class _Connection(HttpToolsProtocol):
     """uvicorn's HTTP, quiet about answers that are cut on purpose."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         self.logger = _connection_log
+        super().connection_made(transport)
 
 
 def _wanted(record: logging.LogRecord) -> bool:
@@ -206,7 +188,3 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 _connection_log.addFilter(_wanted)
-
-
-def _report(name: str, error: BaseException) -> None:
-    _log.error("rehearsal_task_failed task=%s error=%r", name, error)
