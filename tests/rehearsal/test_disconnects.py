@@ -43,7 +43,7 @@ async def test_disconnect_is_seen_at_once_in_every_phase(server: RehearsalServer
         else:
             writer.close()
         seen = await eventually(server, lambda seen: seen["open"] == 0)
-    assert asyncio.get_running_loop().time() - left_at < 0.3
+    assert asyncio.get_running_loop().time() - left_at < 1
     assert (seen["client_disconnects"], seen["finished"], seen["requests"]) == (1, 0, 1)
     assert 0 <= seen["last_disconnect_ms"] < 1000
 
