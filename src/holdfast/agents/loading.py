@@ -1,0 +1,215 @@
+"""From `[name=]module:attr` on the command line to agents, with errors that say what to write instead."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from pydantic_ai import Agent as PydanticAIAgent
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.models import Model
+
+from holdfast.agents.generator import GeneratorAgent
+from holdfast.agents.pydantic_ai import PydanticAgent
+from holdfast.config.settings import Settings
+from holdfast.domain.ids import ID_PATTERN, is_id
+from holdfast.ports.agent import Agent
+from holdfast.tools import ToolPool
+
+DEFAULT_NAME: Final = "holdfast"
+DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant."
+ACCEPTED: Final = (
+    "a pydantic_ai.Agent, an async generator function that takes the run's context (`async def agent(ctx): "
+    "yield ...`), or an object with name, kind, resumable and run(ctx)"
+)
+_CANDIDATES: Final = 8
+
+
+class AgentLoadError(Exception):
+    """An agent that was asked for cannot be served; the text says what to change."""
+
+
+class Spec(NamedTuple):
+    """One agent as the command line names it."""
+
+    name: str
+    module: str
+    attribute: str
+
+
+def parse_spec(text: str) -> Spec:
+    """Read `[name=]module:attr`.
+
+    Raises:
+        AgentLoadError: It is not of that form.
+    """
+    name, given, rest = text.rpartition("=")
+    module, colon, attribute = rest.partition(":")
+    if not colon or not module or not attribute or (given and not name):
+        hint = f"; did you mean {Path(module).stem}:<attribute>?" if module.endswith(".py") else ""
+        raise AgentLoadError(f"agent {text!r} is not of the form [name=]module:attribute{hint}")
+    return Spec(name, module, attribute)
+
+
+def load_agents(
+    specs: Sequence[str],
+    directory: Path,
+    settings: Settings,
+    pool: ToolPool,
+    model: Model | None = None,
+) -> list[Agent]:
+    """Import and wrap the agents; the first is the default.
+
+    Args:
+        specs: `[name=]module:attr` each; none at all means the built-in chat agent on `model`.
+        directory: Where modules are looked for first, usually the current directory.
+        settings: The limits.
+        pool: Where sync tools run.
+        model: In place of each agent's own.
+
+    Raises:
+        AgentLoadError: One of them cannot be served.
+    """
+    if not specs:
+        return [default_agent(model, settings, pool)]
+    agents: list[Agent] = []
+    origins: dict[str, str] = {}
+    for text in specs:
+        agent = _load(parse_spec(text), text, directory, settings, pool, model)
+        if agent.name in origins:
+            raise AgentLoadError(
+                f"two agents are named {agent.name!r}: {origins[agent.name]} and {text}; name one of them anew, "
+                f"as in other={text.rpartition('=')[2]}"
+            )
+        origins[agent.name] = text
+        agents.append(agent)
+    return agents
+
+
+def default_agent(model: Model | None, settings: Settings, pool: ToolPool) -> Agent:
+    """The plain chat agent that is served where only a model is named.
+
+    Raises:
+        AgentLoadError: There is no model either; nothing is made up.
+    """
+    if model is None:
+        raise AgentLoadError(
+            "nothing to serve: name an agent (module:attribute), or a model with --model NAME --model-url URL or "
+            "--model provider:name; `holdfast demo` shows everything without one"
+        )
+    agent = PydanticAIAgent(model, name=DEFAULT_NAME, instructions=DEFAULT_INSTRUCTIONS)
+    return PydanticAgent(agent, DEFAULT_NAME, settings, pool, model)
+
+
+def _load(spec: Spec, text: str, directory: Path, settings: Settings, pool: ToolPool, model: Model | None) -> Agent:
+    found = _attribute(_import(spec, text, directory), spec, text)
+    name = spec.name or _own_name(found) or spec.attribute.rpartition(".")[2]
+    if not is_id(name):
+        raise AgentLoadError(
+            f"agent {text!r} is named {name!r}, which clients cannot write; give it a name of {ID_PATTERN}, "
+            f"as in other={spec.module}:{spec.attribute}"
+        )
+    if isinstance(found, AbstractAgent):
+        return _pydantic(found, name, text, settings, pool, model)
+    if inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(vars(type(found)).get("__call__")):
+        return GeneratorAgent(found, name)
+    if _is_port(found):
+        found.name = name
+        return found  # type: ignore[no-any-return]
+    raise AgentLoadError(f"agent {text!r} is {_what(found)}; it must be {ACCEPTED}")
+
+
+def _import(spec: Spec, text: str, directory: Path) -> ModuleType:
+    here = str(directory.resolve())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(spec.module)
+    except ModuleNotFoundError as error:
+        missing = error.name or spec.module
+        if spec.module == missing or spec.module.startswith(f"{missing}."):
+            raise AgentLoadError(
+                f"agent {text!r}: no module {missing!r} in {here} or among the installed packages; "
+                "start from the directory that holds it"
+            ) from error
+        raise AgentLoadError(f"agent {text!r}: {spec.module} imports {missing!r}, which is not installed") from error
+    except Exception as error:
+        where = _place(error)
+        raise AgentLoadError(
+            f"agent {text!r}: importing {spec.module} failed{where}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _attribute(module: ModuleType, spec: Spec, text: str) -> Any:
+    found: Any = module
+    for part in spec.attribute.split("."):
+        if not hasattr(found, part):
+            candidates = [name for name, value in vars(module).items() if _serves(value)]
+            near = get_close_matches(part, [n for n in vars(module) if not n.startswith("_")], _CANDIDATES)
+            hint = ", ".join(f"{spec.module}:{name}" for name in (candidates or near)[:_CANDIDATES])
+            raise AgentLoadError(
+                f"agent {text!r}: {spec.module} has no {part!r}" + (f"; it has {hint}" if hint else "")
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _pydantic(
+    found: AbstractAgent[Any, Any],
+    name: str,
+    text: str,
+    settings: Settings,
+    pool: ToolPool,
+    model: Model | None,
+) -> Agent:
+    if not isinstance(found, PydanticAIAgent):
+        found = getattr(found, "wrapped", found)
+    if not isinstance(found, PydanticAIAgent):
+        raise AgentLoadError(f"agent {text!r} is {_what(found)}, which wraps no pydantic_ai.Agent")
+    if model is None and found.model is None:
+        raise AgentLoadError(
+            f"agent {text!r} has no model; give it one (Agent('provider:name', ...)), or start with --model"
+        )
+    return PydanticAgent(found, name, settings, pool, model)
+
+
+def _own_name(found: Any) -> str:
+    name = getattr(found, "name", None)
+    return name if isinstance(name, str) else ""
+
+
+def _serves(value: Any) -> bool:
+    return isinstance(value, AbstractAgent) or inspect.isasyncgenfunction(value) or _is_port(value)
+
+
+def _is_port(value: Any) -> bool:
+    wanted = ("run", "name", "kind", "resumable")
+    return not inspect.isclass(value) and all(hasattr(value, name) for name in wanted) and callable(value.run)
+
+
+def _what(found: Any) -> str:
+    if inspect.isclass(found):
+        return f"the class {found.__name__}"
+    if inspect.iscoroutinefunction(found):
+        return "a coroutine function (it returns once, where an agent yields)"
+    if inspect.isgeneratorfunction(found):
+        return "a sync generator function (it would block every other run; write `async def`)"
+    if inspect.isasyncgen(found):
+        return "an async generator that is already running (name the function, without calling it)"
+    if inspect.isfunction(found):
+        return "a plain function"
+    return f"a {type(found).__name__}"
+
+
+def _place(error: BaseException) -> str:
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ is not None else []
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {error.filename}:{error.lineno}"
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

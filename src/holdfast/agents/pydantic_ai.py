@@ -1,0 +1,340 @@
+"""pydantic-ai's agents under our promises: the loop, the tools and the messages are theirs, the ends are ours.
+
+Driven only through `agent.iter()` and each node's stream, in a task of its own that sends events through a channel:
+the reader of a run sees a retry while it sleeps, and a checkpoint is durable before the tools behind it start.
+
+A resumed attempt takes the last complete response from its checkpoint instead of asking for it again, so that
+finished tools keep their results and a finished answer stays the answer that was shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pydantic_core
+from pydantic_ai import Agent, AgentRun, CallToolsNode, DeferredToolRequests, ModelRequestNode
+from pydantic_ai.exceptions import RunCancelled
+from pydantic_ai.messages import (
+    FunctionToolResultEvent,
+    ModelMessage,
+    ModelResponse,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from pydantic_ai.models import Model
+
+from holdfast.agents.channel import Channel
+from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
+from holdfast.agents.failures import to_run_ended
+from holdfast.agents.history import KIND, call_ids, history_of
+from holdfast.agents.numbering import Numbering
+from holdfast.agents.sampling import model_settings
+from holdfast.agents.tooling import Hooks, ToolRunner
+from holdfast.aio import Owner, settle
+from holdfast.config.settings import Settings
+from holdfast.domain.errors import RunEnded
+from holdfast.domain.events import bounded
+from holdfast.domain.runs import Reason
+from holdfast.models import ModelLimits, RequestScope, in_scope
+from holdfast.ports.agent import (
+    AgentEvent,
+    Checkpoint,
+    ModelRequested,
+    ModelResponded,
+    PartDone,
+    Result,
+    RunContext,
+    TextDelta,
+    ToolCalled,
+    ToolFinished,
+)
+from holdfast.ports.probe import enter
+from holdfast.tools import ToolPool
+
+
+class PydanticAgent:
+    """A `pydantic_ai.Agent` behind the `Agent` port."""
+
+    kind = KIND
+    resumable = True
+
+    def __init__(
+        self,
+        agent: Agent[Any, Any],
+        name: str,
+        settings: Settings,
+        pool: ToolPool,
+        model: Model | None = None,
+    ) -> None:
+        """Hold the agent; nothing is opened yet.
+
+        Args:
+            agent: The user's agent, not changed.
+            name: The name that clients use.
+            settings: The limits.
+            pool: Where its sync tools run.
+            model: In place of the agent's own.
+        """
+        self.name = name
+        self.agent = agent
+        self.settings = settings
+        self.pool = pool
+        self.model = model
+        self.owner = Owner(_ignore)
+
+    @property
+    def model_name(self) -> str:
+        """The model that answers, as far as it is known before a run."""
+        model = self.model if self.model is not None else self.agent.model
+        return model.model_name if isinstance(model, Model) else str(model or "")
+
+    async def run(self, ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        """Work on the input; see the `Agent` port.
+
+        Raises:
+            RunEnded: With the reason, whatever went wrong.
+        """
+        drive = _Drive(self, ctx)
+        task = self.owner.spawn(drive.drive(), f"agent {self.name} {ctx.key.run}")
+        task.add_done_callback(lambda _: drive.channel.close())
+        try:
+            async for event in drive.channel.read():
+                yield event
+        finally:
+            await _end(task)
+        if drive.failure is not None:
+            ended = to_run_ended(drive.failure)
+            if ended is drive.failure:
+                raise ended
+            raise ended from drive.failure
+        if task.cancelled():
+            raise RunEnded(Reason.AGENT_ERROR, "agent_cancelled_itself", "the agent cancelled its own task")
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel what still drives the agent, and see it end: sockets closed, tools cancelled, messages recovered."""
+    task.cancel()
+    while not task.done():  # how long this may take is the executor's to say: it abandons us after its grace
+        await settle({task}, 1.0)
+
+
+class _Drive:
+    """One attempt of one run."""
+
+    def __init__(self, adapter: PydanticAgent, ctx: RunContext) -> None:
+        settings = adapter.settings
+        self.adapter = adapter
+        self.ctx = ctx
+        self.channel: Channel[AgentEvent] = Channel()
+        self.failure: Exception | None = None
+        self.tools = ToolRunner(ctx, settings.tool_timeout_s, settings.stop_grace_s, adapter.owner)
+        self.hooks = Hooks(self.tools, ModelLimits.of(settings))
+        self.scope = RequestScope(self.channel.send, ctx.deadline)
+        self._writer = Writer()
+        self._before: list[ModelMessage] = []  # this run's messages of earlier attempts
+        self._known: frozenset[str] = frozenset()  # calls that earlier attempts have told of
+        self._run: AgentRun[Any, Any] | None = None
+        self._numbering = Numbering(ctx.first_part, (), self._is_output)
+        self._requested_at = 0.0
+        self._first_at: float | None = None
+        self._told = False  # whether the log has the response at hand from an earlier attempt
+
+    async def drive(self) -> None:
+        """From the input, or the checkpoint, to the result; a failure is kept, a cancellation passes."""
+        enter(self.ctx.probe)
+        try:
+            with in_scope(self.scope), Agent.using_thread_executor(self.adapter.pool):
+                await self._iterate()
+        except asyncio.CancelledError as error:
+            self._recover(error)
+            raise
+        except Exception as error:  # noqa: BLE001 - translated at the outer edge, in `PydanticAgent.run`
+            self._recover(error)
+            self.failure = error
+
+    async def _iterate(self) -> None:
+        ctx, adapter = self.ctx, self.adapter
+        past = history_of(ctx.history)
+        prompt, past = self._start(past)
+        async with adapter.agent.iter(
+            prompt,
+            message_history=past,
+            model=adapter.model,
+            instructions=ctx.instructions or None,
+            model_settings=model_settings(ctx.settings),
+            conversation_id=ctx.session or None,
+            capabilities=[self.hooks],
+        ) as run:
+            self._run = run
+            node = run.next_node
+            while not Agent.is_end_node(node):
+                if Agent.is_model_request_node(node):
+                    await self._request(run, node)
+                elif Agent.is_call_tools_node(node):
+                    await self._tools(run, node)
+                ctx.probe.waits("agent")
+                node = await run.next(node)
+        await self._finish(run)
+
+    def _start(self, past: list[ModelMessage]) -> tuple[str | None, list[ModelMessage]]:
+        """The prompt and the messages before it: the input anew, or where the checkpoint is."""
+        taken = call_ids(past)
+        if self.ctx.attempt <= 1 or not self.ctx.checkpoint:
+            self._numbering = Numbering(self.ctx.first_part, taken, self._is_output)
+            return self.ctx.input, past
+        try:
+            progress = read(self.ctx.checkpoint)
+        except BadCheckpoint as error:
+            raise RunEnded(
+                Reason.AGENT_ERROR, "bad_checkpoint", str(error), remedy="start a new run with the same prompt"
+            ) from error
+        self._resume(progress)
+        self._numbering = Numbering(self.ctx.first_part, taken | self._known, self._is_output)
+        return None, [*past, *self._before]
+
+    def _resume(self, progress: Progress) -> None:
+        messages = progress.messages
+        self._known = frozenset(call_ids(messages))
+        self.scope.step = progress.step
+        if messages and isinstance(messages[-1], ModelResponse):
+            self.hooks.replay = messages[-1]
+            self.tools.finished = dict(progress.finished)
+            self.tools.in_flight = frozenset(progress.in_flight())
+            self._writer.resume(progress)
+            messages = messages[:-1]
+        self._before = list(messages)
+
+    async def _request(self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> None:
+        """Stream one response; of one that is replayed, the log has everything already."""
+        self._told = replayed = self.hooks.replay is not None
+        if not replayed:
+            self.scope.step += 1
+            await self.channel.send(ModelRequested(self.scope.step, self._model_name(run), 1))
+        self._numbering.begin()
+        self._requested_at, self._first_at = time.monotonic(), None
+        async with node.stream(run.ctx) as stream:
+            async for event in stream:
+                if replayed:
+                    continue
+                for told in self._numbering.events(event):
+                    if self._first_at is None:
+                        self._first_at = time.monotonic()
+                    await self.channel.send(told)
+
+    async def _tools(self, run: AgentRun[Any, Any], node: CallToolsNode[Any, Any]) -> None:
+        """Tell of the whole response, make it durable, and only then let its tools start."""
+        if not self._told:
+            await self._respond(run, node.model_response)
+        async with node.stream(run.ctx) as stream:
+            async for event in stream:
+                if isinstance(event, FunctionToolResultEvent) and isinstance(event.part, ToolReturnPart):
+                    await self._finished(event.part, event.content)
+
+    async def _respond(self, run: AgentRun[Any, Any], response: ModelResponse) -> None:
+        for done in self._numbering.end():
+            await self.channel.send(done)
+        self._numbering.name_calls(response)
+        await self.channel.send(self._responded(run, response))
+        for part in response.parts:
+            if isinstance(part, ToolCallPart) and not self._is_output(part.tool_name):
+                await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
+        await self.channel.send(Checkpoint(self._writer.messages(self.scope.step, self._messages(run))))
+        await self.channel.settle()
+
+    async def _finished(self, part: ToolReturnPart, content: Any) -> None:
+        call = part.tool_call_id
+        if call in self.tools.finished:
+            return
+        outcome = self.tools.outcomes.get(call, part.outcome)
+        await self.channel.send(
+            ToolFinished(
+                call=call,
+                name=part.tool_name,
+                outcome="failed" if outcome == "retried" else outcome,
+                result=bounded(_jsonable(part.content)),
+                duration_ms=self.tools.duration_ms(call),
+                checkpoint=self._writer.finished(call, part, content),
+            )
+        )
+
+    async def _finish(self, run: AgentRun[Any, Any]) -> None:
+        result = run.result
+        if result is None:
+            raise RunEnded(Reason.AGENT_ERROR, "no_result", "the agent ended without a result")
+        output = result.output
+        if isinstance(output, DeferredToolRequests):
+            waiting = ", ".join(call.tool_name for call in [*output.approvals, *output.calls])
+            raise RunEnded(
+                Reason.AGENT_ERROR,
+                "deferred_tools",
+                f"the agent asks for approval or outside results ({waiting}), which is not served yet",
+                remedy="give these tools no approval requirement, or answer them inside the agent",
+            )
+        text = output if isinstance(output, str) else pydantic_core.to_json(output, fallback=str).decode()
+        if not isinstance(output, str) and result.response.tool_calls:
+            part = self._numbering.next_part()  # an answer given through a tool was not streamed as text
+            await self.channel.send(TextDelta(part, text))
+            await self.channel.send(PartDone(part))
+        await self.channel.send(Result(text, self._writer.messages(self.scope.step, self._messages(run))))
+
+    def _messages(self, run: AgentRun[Any, Any]) -> list[ModelMessage]:
+        """This run's messages so far, those of earlier attempts included."""
+        waiting = [self.hooks.replay] if self.hooks.replay is not None else []
+        return [*self._before, *(waiting or run.new_messages())]
+
+    def _recover(self, error: BaseException) -> None:
+        """Keep what the run has, for the session's history."""
+        if self._run is None and not self._before:
+            return
+        lost = RunCancelled.from_cancellation(error)
+        new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
+        waiting = [self.hooks.replay] if self.hooks.replay is not None else []
+        self.ctx.recovered = self._writer.messages(self.scope.step, [*self._before, *(waiting or new)])
+
+    def _responded(self, run: AgentRun[Any, Any], response: ModelResponse) -> ModelResponded:
+        now = time.monotonic()
+        details = response.provider_details or {}
+        raw = details.get("finish_reason") or response.finish_reason
+        usage = response.usage
+        counts = {name: value for name, value in vars(usage).items() if isinstance(value, int) and value}
+        return ModelResponded(
+            step=self.scope.step,
+            model=response.model_name or self._model_name(run),
+            finish_reason=str(raw) if raw else None,
+            usage={"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, **counts},
+            ttft_ms=None if self._first_at is None else int((self._first_at - self._requested_at) * 1000),
+            duration_ms=int((now - self._requested_at) * 1000),
+        )
+
+    def _model_name(self, run: AgentRun[Any, Any]) -> str:
+        return run.ctx.deps.model.model_name
+
+    def _is_output(self, tool: str) -> bool:
+        """Whether a tool is the form of the answer, not work of its own."""
+        run = self._run
+        if run is None:
+            return False
+        tool_def = run.ctx.deps.tool_manager.get_tool_def(tool)
+        return tool_def is not None and tool_def.kind == "output"
+
+
+def _args(part: ToolCallPart) -> Any:
+    if not isinstance(part.args, str):
+        return part.args if part.args is not None else {}
+    try:
+        return json.loads(part.args or "{}")
+    except ValueError:
+        return part.args
+
+
+def _jsonable(value: Any) -> Any:
+    return pydantic_core.to_jsonable_python(value, fallback=str)
+
+
+def _ignore(name: str, error: BaseException) -> None:
+    """The failure of a tool's or a driver's task is told through its result; nothing is left to report."""
+    del name, error

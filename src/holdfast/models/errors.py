@@ -1,0 +1,75 @@
+"""What can be wrong with a model's answer that pydantic-ai has no error for.
+
+    ModelAPIError (pydantic-ai)
+      ModelStalled       one of our limits fired
+      ModelTruncated     the stream ended and nobody said that it was complete
+      ModelBadResponse   the upstream sent something that is no answer
+
+They are ModelAPIErrors, so that a user's FallbackModel falls back on them as on any other failure of a model.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import httpx2
+from pydantic_ai.exceptions import (
+    ModelAPIError,
+    ModelConnectionError,
+    ModelHTTPError,
+    ModelTimeoutError,
+    UnexpectedModelBehavior,
+)
+
+Limit = Literal["model_first_content_timeout", "model_idle_timeout", "model_request_timeout"]
+
+
+class ModelStalled(ModelAPIError):
+    """A limit fired: the model sent nothing that counts for `after_s` seconds."""
+
+    def __init__(self, model_name: str, code: Limit, after_s: float) -> None:
+        """Name the limit, and how long was waited."""
+        what = {
+            "model_first_content_timeout": "sent no content at all",
+            "model_idle_timeout": "went silent in the middle of its answer",
+            "model_request_timeout": "did not finish its answer",
+        }[code]
+        super().__init__(model_name, f"model {model_name!r} {what} within {after_s:g} s")
+        self.code = code
+        self.after_s = after_s
+
+
+class ModelTruncated(ModelAPIError):
+    """The stream ended without a finish reason, so what came may be half an answer."""
+
+    def __init__(self, model_name: str) -> None:
+        """Name the model."""
+        super().__init__(model_name, f"the stream of model {model_name!r} ended without a finish reason")
+
+
+class ModelBadResponse(ModelAPIError):
+    """What the upstream sent cannot be read as an answer."""
+
+
+def refine(error: Exception, model_name: str) -> Exception:
+    """The same failure with the most exact type we know; to be raised from the one given, unless it is that one."""
+    if isinstance(error, ModelStalled | ModelTruncated | ModelBadResponse):
+        return error
+    if isinstance(error, ModelConnectionError | ModelHTTPError):
+        return error
+    if isinstance(error, ModelAPIError):
+        if "finish_reason" in error.message:
+            return ModelTruncated(model_name)
+        if type(error) is ModelAPIError and not error.in_stream:
+            return ModelBadResponse(model_name, error.message)
+        return error
+    if isinstance(error, UnexpectedModelBehavior):
+        return ModelBadResponse(model_name, f"the answer of model {model_name!r} cannot be used: {error}")
+    if isinstance(error, httpx2.TimeoutException):
+        return ModelTimeoutError(model_name, f"{type(error).__name__}: {error}")
+    if isinstance(error, httpx2.TransportError | ConnectionError):
+        return ModelConnectionError(model_name, f"{type(error).__name__}: {error}")
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return ModelBadResponse(model_name, f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,133 @@
+"""From the words on the command line to a model, over one connection pool per process.
+
+`--model NAME --model-url URL` is an OpenAI-compatible server; `--model ollama:NAME` is Ollama at OLLAMA_BASE_URL;
+`--model provider:name` is pydantic-ai's own naming, with that provider's own client.
+
+One client, because a provider object per run leaves idle sockets behind until the garbage collector finds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import httpx2
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from holdfast.config.settings import Settings
+from holdfast.models.transport import REHEARSAL_HEADER, ProbedTransport
+
+PROBE_S: Final = 3.0
+OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
+_KEEPALIVE: Final = httpx2.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=30.0)
+
+
+class ModelConfigError(Exception):
+    """The model that was asked for cannot be had; the text says what to change."""
+
+
+class Reached(NamedTuple):
+    """What answered at a model's URL.
+
+    Attributes:
+        reachable: Whether a server answered at all, with whatever status.
+        rehearsal: Whether it says that it is the rehearsal model.
+        detail: What happened, in one line.
+    """
+
+    reachable: bool
+    rehearsal: bool
+    detail: str
+
+
+class ModelClient:
+    """The process's one way to its models: resolves names, holds the connections, closes them."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str] | None = None) -> None:
+        """Open nothing yet.
+
+        Args:
+            settings: Limits, and the model that is asked for.
+            environ: Where keys and OLLAMA_BASE_URL are looked up; `os.environ` by default.
+        """
+        self._settings = settings
+        self._environ = os.environ if environ is None else environ
+        self._http: httpx2.AsyncClient | None = None
+
+    def resolve(self, name: str, url: str = "") -> Model | None:
+        """The model that `--model NAME [--model-url URL]` asks for; None if it asks for none.
+
+        Raises:
+            ModelConfigError: The name or the URL is of no use, or a key is missing.
+        """
+        if url:
+            _check_url(url)
+            return self._openai(name or "default", url, self._key())
+        if not name:
+            return None
+        provider, _, rest = name.partition(":")
+        if not rest:
+            raise ModelConfigError(
+                f"model {name!r} names no provider; write provider:name (such as openai:{name}), or give "
+                "--model-url for an OpenAI-compatible server"
+            )
+        if provider == "ollama":
+            return self._openai(rest, self._environ.get("OLLAMA_BASE_URL") or OLLAMA_URL, "ollama")
+        try:
+            return infer_model(name)
+        except (UserError, ValueError, ImportError) as error:
+            raise ModelConfigError(f"cannot use model {name!r}: {error}") from error
+
+    async def aclose(self) -> None:
+        """Close every connection; the client opens again when it is asked to."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
+
+    def _key(self) -> str:
+        return self._environ.get("HOLDFAST_MODEL_KEY") or self._environ.get("OPENAI_API_KEY") or "none"
+
+    def _openai(self, name: str, url: str, key: str) -> Model:
+        provider = OpenAIProvider(base_url=url.rstrip("/"), api_key=key, http_client=self._client())
+        return OpenAIChatModel(
+            name,
+            provider=provider,
+            profile=OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True),
+        )
+
+    def _client(self) -> httpx2.AsyncClient:
+        if self._http is None:
+            connect_s = self._settings.model_connect_s
+            # Reads are bounded by the guard, by content instead of bytes; this is the net under it.
+            timeout = httpx2.Timeout(self._settings.model_request_s + 5.0, connect=connect_s, pool=connect_s)
+            transport = ProbedTransport(httpx2.AsyncHTTPTransport(limits=_KEEPALIVE), connect_s)
+            self._http = httpx2.AsyncClient(transport=transport, timeout=timeout, follow_redirects=True)
+        return self._http
+
+
+async def probe_model(url: str, key: str = "") -> Reached:
+    """Ask the server at `url` for its models, for at most 3 s: is it there, and is it the rehearsal model?"""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with asyncio.timeout(PROBE_S), httpx2.AsyncClient(timeout=PROBE_S) as client:
+            response = await client.get(f"{url.rstrip('/')}/models", headers=headers)
+    except TimeoutError:
+        return Reached(False, False, f"nothing answered at {url} in {PROBE_S:g} s")
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        return Reached(False, False, f"cannot reach {url}: {type(error).__name__}: {error}")
+    return Reached(True, REHEARSAL_HEADER in response.headers, f"{url} answered {response.status_code}")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ModelConfigError(f"model URL {url!r} is no URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ModelConfigError(f"model URL {url!r} is no http(s) URL; write it like http://127.0.0.1:8485/v1")

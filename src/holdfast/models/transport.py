@@ -1,0 +1,70 @@
+"""The one HTTP transport to our models: a plain one that tells the run's probe what comes over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx2
+
+from holdfast.ports.probe import Probe, current_probe
+
+REHEARSAL_HEADER: Final = "X-Holdfast-Rehearsal"
+
+
+class _ToldStream(httpx2.AsyncByteStream):
+    """A response body that tells the probe of each chunk, comments and keepalives included."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, probe: Probe) -> None:
+        self._inner = inner
+        self._probe = probe
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._inner:
+            self._probe.upstream_byte()
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class ProbedTransport(httpx2.AsyncBaseTransport):
+    """Passes requests on; the probe hears of connects, bytes, and whether a rehearsal model answers."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, connect_s: float) -> None:
+        """Wrap `inner`, whose connects end after `connect_s` seconds."""
+        self._inner = inner
+        self._connect_s = connect_s
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send the request; its body is told of as it is read."""
+        probe = current_probe()
+        request.extensions = {**request.extensions, "trace": _tracer(probe, self._connect_s)}
+        response = await self._inner.handle_async_request(request)
+        if REHEARSAL_HEADER in response.headers:
+            probe.rehearsal = True
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            response.stream = _ToldStream(response.stream, probe)
+        return response
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._inner.aclose()
+
+
+def _tracer(probe: Probe, connect_s: float) -> Any:
+    """Tells the probe while a connection is being opened, and what was waited for before, afterwards."""
+    before: list[tuple[str, str, float | None]] = []
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        del info
+        if event == "connection.connect_tcp.started":
+            before.append((probe.waiting_on, probe.fires, probe.fires_at))
+            probe.waits("model connect", fires="model_connect", fires_in_s=connect_s)
+        elif event.startswith("connection.connect_tcp.") and before:
+            on, fires, fires_at = before.pop()
+            since = probe.since
+            probe.waits(on, fires)
+            probe.since, probe.fires_at = since, fires_at
+
+    return trace
