@@ -1,0 +1,20 @@
+"""The conformance suite on a file and in memory."""
+
+from pathlib import Path
+
+import pytest
+
+from holdfast.testing import StoreConformance, StoreHarness
+from tests.stores.sqlite_harness import MemoryHarness, SqliteHarness
+
+
+class TestFile(StoreConformance):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> StoreHarness:
+        return SqliteHarness(tmp_path)
+
+
+class TestMemory(StoreConformance):
+    @pytest.fixture
+    def harness(self) -> StoreHarness:
+        return MemoryHarness()
