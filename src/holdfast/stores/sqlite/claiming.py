@@ -104,7 +104,7 @@ def release(tx: Tx, key: RunKey, fence: Fence) -> Appended:
         return Appended(Status.FENCED, row["head"])
     if move.to.state is State.CANCELLED:
         end_from_outside(tx, row, State.CANCELLED, Reason(row["stopping"]), row["stop_by"])
-        return Appended(Status.STOP, row["head"] + 1)
+        return Appended(Status.OK, row["head"] + 1)
     requeue(tx, row, counts=False)
     return Appended(Status.OK, row["head"])
 

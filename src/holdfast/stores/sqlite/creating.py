@@ -21,6 +21,8 @@ def create(tx: Tx, new: NewRun) -> Created:
     policy = new.policy
     if policy is Policy.STEER and active is not None:
         put_into_inbox(tx, active, new.spec.input, new.idempotency_key)
+        for key in _steer_keys(new):
+            tx.run("INSERT INTO steers VALUES (?, ?, ?, ?)", new.key.tenant, key, new.body_hash, active["n"])
         return Created(Status.STEERED, record_of(tx, active))
     if policy is Policy.REJECT and active is not None:
         return Created(Status.BUSY, record_of(tx, active))
@@ -39,12 +41,7 @@ def create(tx: Tx, new: NewRun) -> Created:
 
 def put_into_inbox(tx: Tx, row: sqlite3.Row, text: str, idempotency_key: str) -> None:
     """Hand an input to a run that has not ended; once per idempotency key."""
-    known = tx.one(
-        "SELECT 1 FROM inbox WHERE run = ? AND idempotency_key = ? AND idempotency_key <> ''",
-        row["n"],
-        idempotency_key,
-    )
-    if known is None:
+    if not idempotency_key or not knows(tx, row, idempotency_key):
         tx.run(
             "INSERT INTO inbox (run, n, idempotency_key, input) "
             "VALUES (?1, (SELECT coalesce(max(n), 0) + 1 FROM inbox WHERE run = ?1), ?2, ?3)",
@@ -55,15 +52,35 @@ def put_into_inbox(tx: Tx, row: sqlite3.Row, text: str, idempotency_key: str) ->
         tx.wakes.add(CONTROL_TOPIC)
 
 
+def knows(tx: Tx, row: sqlite3.Row, idempotency_key: str) -> bool:
+    """Whether a run was given the input of this key before, read or not."""
+    found = tx.one("SELECT 1 FROM inbox WHERE run = ? AND idempotency_key = ?", row["n"], idempotency_key)
+    return found is not None
+
+
 def _made_before(tx: Tx, new: NewRun) -> Created | None:
     row = None
     if new.idempotency_key:
         row = tx.one("SELECT * FROM runs WHERE tenant = ? AND idempotency_key = ?", new.key.tenant, new.idempotency_key)
     row = row if row is not None else find(tx, new.key)
     if row is None:
-        return None
+        return _steered_before(tx, new)
     same = row["body_hash"] == new.body_hash
     return Created(Status.EXISTS if same else Status.CONFLICT, record_of(tx, row))
+
+
+def _steered_before(tx: Tx, new: NewRun) -> Created | None:
+    for key in _steer_keys(new):
+        known = tx.one("SELECT body_hash, run FROM steers WHERE tenant = ? AND key = ?", new.key.tenant, key)
+        row = tx.one("SELECT * FROM runs WHERE n = ?", known["run"]) if known is not None else None
+        if known is not None and row is not None:
+            same = known["body_hash"] == new.body_hash
+            return Created(Status.STEERED if same else Status.CONFLICT, record_of(tx, row))
+    return None
+
+
+def _steer_keys(new: NewRun) -> list[str]:
+    return [*([f"key:{new.idempotency_key}"] if new.idempotency_key else []), f"id:{new.key.run}"]
 
 
 def _active(tx: Tx, new: NewRun) -> sqlite3.Row | None:

@@ -93,7 +93,7 @@ def close(tx: Tx, row: sqlite3.Row, ending: Ending, entry: HistoryEntry) -> None
         _queue_unread(tx, row)
     tx.run("DELETE FROM checkpoints WHERE run = ?", n)
     tx.run("DELETE FROM decisions WHERE run = ?", n)
-    tx.run("DELETE FROM inbox WHERE run = ?", n)
+    tx.run("UPDATE inbox SET read = 1 WHERE run = ?", n)
     if row["slot"]:
         promote(tx, row["tenant"], row["session"])
     changed(tx, row)

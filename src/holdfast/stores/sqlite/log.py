@@ -44,11 +44,11 @@ def write_event(tx: Tx, row: sqlite3.Row, kind: EventType, fields: dict[str, Any
 
 
 def holds(tx: Tx, row: sqlite3.Row, base: int, events: Sequence[bytes]) -> bool:
-    """Whether the log has exactly `events` after `base`, and nothing more."""
+    """Whether the log has exactly `events` after `base`, written in the row's epoch, and nothing more."""
     if row["head"] != base + len(events):
         return False
-    found = tx.all("SELECT data FROM events WHERE run = ? AND seq > ? ORDER BY seq", row["n"], base)
-    return [r["data"] for r in found] == list(events)
+    found = tx.all("SELECT epoch, data FROM events WHERE run = ? AND seq > ? ORDER BY seq", row["n"], base)
+    return [(r["epoch"], r["data"]) for r in found] == [(row["epoch"], data) for data in events]
 
 
 def digest(tx: Tx, n: int, after: int = 0) -> Digest:

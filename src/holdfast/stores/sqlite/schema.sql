@@ -55,7 +55,7 @@ CREATE TABLE runs (
     started_at INTEGER,
     ended_at INTEGER,
     rehearsal INTEGER NOT NULL DEFAULT 0,
-    gone INTEGER NOT NULL DEFAULT 0,      -- 1: the log is being, or was, deleted
+    gone INTEGER NOT NULL DEFAULT 0,      -- wall ms since when the log is being, or was, deleted; 0: it is there
     UNIQUE (tenant, id)
 );
 CREATE UNIQUE INDEX one_active ON runs (tenant, session) WHERE slot = 1;
@@ -99,6 +99,16 @@ CREATE TABLE inbox (
     read INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run, n)
 ) WITHOUT ROWID;
+
+-- Prompts that went into an inbox instead of becoming a run: a repeat must find them after that run ended, too.
+CREATE TABLE steers (
+    tenant TEXT NOT NULL,
+    key TEXT NOT NULL,                    -- "id:" and the run id of the create, or "key:" and its idempotency key
+    body_hash TEXT NOT NULL,
+    run INTEGER NOT NULL,                 -- whose inbox
+    PRIMARY KEY (tenant, key)
+) WITHOUT ROWID;
+CREATE INDEX steers_of_run ON steers (run);
 
 -- Whose turn it is among tenants with ready runs: round robin.
 CREATE TABLE turns (tenant TEXT PRIMARY KEY, turn INTEGER NOT NULL) WITHOUT ROWID;

@@ -65,7 +65,12 @@ def delete_session(tx: Tx, tenant: str, session: str, by: str) -> Status:
     for row in rows:
         stop_row(tx, row, Reason.STOPPED, by)
     tx.run("DELETE FROM history WHERE tenant = ? AND session = ?", tenant, session)
-    tx.run("UPDATE runs SET gone = 1 WHERE tenant = ? AND session = ? AND ended_at IS NOT NULL", tenant, session)
+    tx.run(
+        "UPDATE runs SET gone = ? WHERE tenant = ? AND session = ? AND ended_at IS NOT NULL AND gone = 0",
+        tx.wall,
+        tenant,
+        session,
+    )
     tx.wakes.add(list_topic(tenant))
     return Status.OK
 

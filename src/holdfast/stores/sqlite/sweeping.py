@@ -34,14 +34,14 @@ def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
                 rows.append(row)
                 over -= row["log_bytes"]
     for row in rows:
-        tx.run("UPDATE runs SET gone = 1 WHERE n = ?", row["n"])
+        tx.run("UPDATE runs SET gone = ? WHERE n = ?", tx.wall, row["n"])
         changed(tx, row)
     return len(rows)
 
 
 def delete_some(tx: Tx) -> bool:
     """Delete at most a thousand events of gone runs; whether there is more."""
-    row = tx.one("SELECT n FROM runs WHERE gone = 1 AND head > 0 LIMIT 1")
+    row = tx.one("SELECT n FROM runs WHERE gone > 0 AND head > 0 LIMIT 1")
     if row is None:
         return False
     deleted = tx.run(
@@ -52,15 +52,17 @@ def delete_some(tx: Tx) -> bool:
     if deleted < _CHUNK:
         tx.run("DELETE FROM specs WHERE run = ?", row["n"])
         tx.run("DELETE FROM results WHERE run = ?", row["n"])
+        tx.run("DELETE FROM inbox WHERE run = ?", row["n"])
+        tx.run("DELETE FROM steers WHERE run = ?", row["n"])
         tx.run("UPDATE runs SET head = 0, log_bytes = 0 WHERE n = ?", row["n"])
     return True
 
 
 def bury(tx: Tx, older_than_ms: int, limit: int) -> None:
-    """Drop the rows of runs that have been gone for as long again: until then a read answers GONE, not UNKNOWN."""
+    """Drop the rows of runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
     tx.run(
-        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone = 1 AND head = 0 AND ended_at <= ? LIMIT ?)",
-        tx.wall - 2 * max(older_than_ms, _LINGER_MS),
+        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone BETWEEN 1 AND ? AND head = 0 LIMIT ?)",
+        tx.wall - max(older_than_ms, _LINGER_MS),
         limit,
     )
     tx.run(

@@ -14,7 +14,7 @@ from holdfast.domain.runs import Move, Refusal, State, Trigger, decide
 from holdfast.ports.store import Appended, Ending, Fence, InputItem, Status
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import holds
-from holdfast.stores.sqlite.creating import put_into_inbox
+from holdfast.stores.sqlite.creating import knows, put_into_inbox
 from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_rank, make_ready
 from holdfast.stores.sqlite.rows import find, phase, spec_of
 from holdfast.stores.sqlite.tx import Tx
@@ -125,6 +125,8 @@ def steer(tx: Tx, key: RunKey, text: str, idempotency_key: str) -> Status:
     row = find(tx, key)
     if row is None:
         return Status.UNKNOWN
+    if idempotency_key and knows(tx, row, idempotency_key):
+        return Status.OK
     if State(row["state"]).terminal:
         return Status.GONE if row["gone"] else Status.ENDED
     put_into_inbox(tx, row, text, idempotency_key)
