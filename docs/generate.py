@@ -1,4 +1,4 @@
-"""Writes the generated parts of these pages from the code: python docs/generate.py [--check]
+"""Writes the generated parts of these pages from the code; `--check` only says which pages differ.
 
 A part stands between `<!-- generated: name -->` and `<!-- end -->`. tests/docs runs the same functions and compares.
 """

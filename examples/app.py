@@ -1,7 +1,10 @@
-# holdfast serve app:agent --model openai:gpt-5      (from this directory; any other model will do)
 import asyncio
+
 from pydantic_ai import Agent
+
 agent = Agent(name="diver", instructions="Answer in one sentence.")
+
+
 @agent.tool_plain
 async def wait_for_tide(seconds: float) -> str:
     return await asyncio.sleep(seconds, "the tide is in")

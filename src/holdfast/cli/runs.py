@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STUCK_MS: Final = 10_000
 _STOP_WAIT_S: Final = 5.0
 _PAGE: Final = 500
+_STUCK_MAX: Final = 200  # of each state
 
 _run_argument = click.argument("run", callback=check_id)
 
@@ -139,7 +140,7 @@ def _stored(client: Client, run: str) -> Iterator[dict[str, Any]]:
 def _stuck(client: Client) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Unfinished runs that should move and do not. A run that waits for a person is not one of them."""
     for state in (State.RUNNING, State.QUEUED):
-        for record in client.runs(state=state)["runs"]:
+        for record in client.runs(state=state, limit=_STUCK_MAX)["runs"]:
             inspection = client.inspect(record["id"])
             if State(inspection["state"]).terminal:
                 continue

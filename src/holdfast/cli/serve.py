@@ -53,9 +53,15 @@ def demo(port: int | None) -> None:
 def rehearse(port: int) -> None:
     """Run the rehearsal model alone: an OpenAI-compatible server that answers by a script."""
     _refuse_windows()
-    from holdfast.rehearsal import serve as serve_rehearsal
+    from holdfast.rehearsal import CannotListen, RehearsalServer, run
 
-    raise click.exceptions.Exit(serve_rehearsal("127.0.0.1", port))
+    def announce(server: RehearsalServer) -> None:
+        click.echo(f"rehearsal model at {server.url}: answers by script, no real model")
+
+    try:
+        run("127.0.0.1", port, announce)
+    except CannotListen as error:
+        _refuse(f"cannot start: {error}")
 
 
 def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
