@@ -183,7 +183,7 @@ async def test_a_blocked_loop_does_not_keep_a_stopped_run_alive() -> None:
 
     async def blocking(ctx: RunContext) -> AsyncIterator[AgentEvent]:
         yield TextDelta(ctx.first_part, "x")
-        time.sleep(2.5)  # noqa: ASYNC251 - this is the fault
+        time.sleep(2.5)
         yield TextDelta(ctx.first_part, "y")
         yield Result("z")
 

@@ -41,7 +41,8 @@ class Owner:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        return [task.get_name() for task in await settle(tasks, grace_s)]
+        await settle(tasks, grace_s)
+        return [task.get_name() for task in tasks if not task.done()]
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
