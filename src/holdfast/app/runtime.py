@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,6 +23,7 @@ from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.ports.clock import SystemClock
 from holdfast.stores.sqlite import SqliteStore, StoreError
 from holdfast.telemetry import Log
+from holdfast.tools.pool import ToolPool
 
 
 class Runtime:
@@ -80,6 +81,13 @@ class Runtime:
         """How long a shutdown lets runs go on; 3 s at most in profile dev."""
         return min(3.0, self.settings.drain_s) if self.settings.profile == "dev" else self.settings.drain_s
 
+    async def broken(self) -> str:
+        """What has ended that cannot begin again in this process, or ""."""
+        if not self.worker.alive:
+            return "the worker's thread has ended"
+        facts = await self.store.health()
+        return str(facts["error"]) if "writer" in str(facts.get("error", "")) else ""
+
     async def close(self) -> None:
         """Not ready, drain, release, end; bounded. Safe to call twice."""
         await self._stack.aclose()
@@ -115,7 +123,8 @@ class Runtime:
 
     def _start_worker(self, served: Served | None) -> None:
         clock = SystemClock()
-        worker = Worker(self.store, self._given, self.settings, self.log, clock, worker_name(os.getpid()))
+        facts = _pool_facts(served.pool) if served is not None else dict
+        worker = Worker(self.store, self._given, self.settings, self.log, clock, worker_name(os.getpid()), facts)
 
         async def at_end() -> None:
             if served is not None:
@@ -157,6 +166,10 @@ class Runtime:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self.log.write("task_failed", task=name, error=repr(error))
+
+
+def _pool_facts(pool: ToolPool) -> Callable[[], dict[str, Any]]:
+    return lambda: {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
 
 
 class _Phase:

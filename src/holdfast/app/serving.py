@@ -22,6 +22,7 @@ from holdfast.telemetry import Log
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _POLL_S: Final = 3600.0
+_WATCH_S: Final = 5.0
 REHEARSAL_MODEL: Final = "rehearsal"
 
 
@@ -52,8 +53,9 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
         runtime = await stack.enter_async_context(Runtime(settings, specs, log=log))
         signals = _Signals()
         _announce(runtime, announce, rehearsal=rehearsal)
-        while not await wait_event(signals.first, _POLL_S):
-            pass
+        broken = await _until_signal(signals, runtime)
+        if broken:
+            log.write("broken", what=broken, remedy="restart the server; what it stored is there")
         log.write("shutdown", drain_s=runtime.drain_s, again="a second signal stops all runs now")
         owner = Owner(lambda name, error: log.write("task_failed", task=name, error=repr(error)))
         closing = owner.spawn(runtime.close(), "close")
@@ -61,7 +63,16 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
         await asyncio.wait([closing], timeout=settings.drain_s + 20.0)
         hurry.cancel()
     log.write("shutdown_done")
-    return 0
+    return 1 if broken else 0
+
+
+async def _until_signal(signals: _Signals, runtime: Runtime) -> str:
+    """Wait for the first signal, "", or for something that only a new process can mend."""
+    while not await wait_event(signals.first, _WATCH_S):
+        broken = await runtime.broken()
+        if broken:
+            return broken
+    return ""
 
 
 async def _hurry(signals: _Signals, runtime: Runtime) -> None:

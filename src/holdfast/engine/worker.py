@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from holdfast.aio import Owner, settle, wait_event
@@ -34,9 +34,17 @@ class Worker:
     """Runs agents under the engine's promises."""
 
     def __init__(
-        self, store: RunStore, agents: Sequence[Agent], settings: Settings, log: Log, clock: Clock, name: str
+        self,
+        store: RunStore,
+        agents: Sequence[Agent],
+        settings: Settings,
+        log: Log,
+        clock: Clock,
+        name: str,
+        pool_facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        """Take everything; `run` starts it."""
+        """Take everything; `run` starts it. `pool_facts` says how the tools' threads are, for /api/workers."""
+        self._pool_facts = pool_facts
         self.name = name
         self._store = store
         self._agents = {agent.name: agent for agent in agents}
@@ -92,7 +100,7 @@ class Worker:
         held = self._executors.get(key)
         if held is None:
             return None
-        return {**held[0].probe.snapshot(), "quarantined": len(self._abandoned)}
+        return {**held[0].probe.snapshot(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
 
     # claiming
 
@@ -186,6 +194,7 @@ class Worker:
             "tasks": len(self._owner),
             "agents": sorted(self._agents),
             "accepting": self._accepting,
+            **self._pool_facts(),
         }
 
     async def _wait_for_executors(self, limit_s: float) -> None:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from holdfast.config import Settings
-from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway import events, health, openai_chat, openapi, page, runs, sessions_api
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
-from holdfast.gateway.problems import from_http, respond
 from holdfast.gateway.routes import Handler, Operation
 from holdfast.telemetry import Log
 
@@ -39,12 +35,8 @@ class GatewayApp:
     def __init__(self, gate: Gate, *, keyless: bool) -> None:
         """Route every operation to its handler, behind the guard."""
         self._gate = gate
-        routed = Starlette(
-            routes=_routes(gate),
-            exception_handlers={HoldfastError: _problem, HTTPException: _http_problem},
-        )
-        routed.router.redirect_slashes = False
-        routed.state.openapi = openapi.describe(OPERATIONS, str(gate.version.get("version", "")))
+        gate.description = openapi.describe(OPERATIONS, str(gate.version.get("version", "")))
+        routed = Router(_routes(gate), redirect_slashes=False)
         self._guarded = Guard(routed, gate.log, keyless=keyless)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,13 +96,3 @@ def _route(gate: Gate, path: str, handlers: dict[str, Handler]) -> Route:
         return await handlers[method](gate, request)
 
     return Route(path, serve, methods=list(handlers))
-
-
-async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HoldfastError)  # noqa: S101 - Starlette looked the handler up by this type
-    return respond(error, request.url.path)
-
-
-async def _http_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette looked the handler up by this type
-    return from_http(error, request.url.path)

@@ -155,11 +155,11 @@ def read_offset(request: Request) -> Offset:
     """
     last = request.headers.get("last-event-id", "")
     if last:
-        return Offset(last[:128], parse_event_id(last))
+        return Offset(last[:128], parse_event_id(last) if last.isascii() else None)
     asked = request.query_params.get("after")
     if asked is None:
         return Offset()
-    found = parse_event_id(asked)
+    found = parse_event_id(asked) if asked.isascii() else None
     if found is None:
         raise HoldfastError("invalid_offset", f"after={asked[:64]!r} is neither a seq nor an event id")
     return Offset(asked, found)
@@ -231,7 +231,7 @@ class LogStream(Response):
         encoder, page, resync = self._encoder, self._opening.page, self._opening.resync
         said = encoder.notice("resync", resync) if resync else b""
         await reader.write(send, encoder.begin() + said + encoder.page(page))
-        if complete(page) or encoder.ended():
+        if complete(page) or self._said_enough():
             return
         clock = asyncio.get_running_loop().time
         written = clock()
@@ -247,8 +247,14 @@ class LogStream(Response):
                 if body:
                     await reader.write(send, body)
                     written = clock()
-                if encoder.ended():
+                if not complete(found) and self._said_enough():
                     return
+
+    def _said_enough(self) -> bool:
+        """Whether the encoder ended before its log did; then nobody reads the run on, as if its client had left."""
+        if self._encoder.ended() and self._on_gone is not None:
+            self._on_gone()
+        return self._encoder.ended()
 
 
 async def read_events(gate: Gate, request: Request) -> Response:

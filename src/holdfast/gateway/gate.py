@@ -47,6 +47,7 @@ class Gate:
         self.owner = Owner(self._failed)
         self.ready = Check(self.owner, "ready", ready)
         self.store = Check(self.owner, "store", sessions.health)
+        self.description: dict[str, Any] = {}
         self.closing = False
         self._readers: set[Closable] = set()
 

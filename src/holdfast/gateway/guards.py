@@ -11,11 +11,12 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.bodies import ClientGone
-from holdfast.gateway.problems import respond, unexpected
+from holdfast.gateway.problems import from_http, respond, unexpected
 from holdfast.telemetry import Log
 
 
@@ -40,6 +41,7 @@ class Guard:
             await send(message)
 
         path = scope["path"]
+        scope["app"] = self  # makes the router raise what it refuses, and not answer by itself
         try:
             if self._keyless:
                 check_local(Headers(scope=scope))
@@ -49,6 +51,8 @@ class Guard:
         except HoldfastError as error:
             if not started:
                 await respond(error, path)(scope, receive, send)
+        except HTTPException as error:
+            await from_http(error, path)(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the outer edge of a request: logged, answered, never raised on
             problem = unexpected(error, path, self._log)
             if not started:

@@ -105,7 +105,7 @@ def _refused(row: Operation, schemas: dict[int, Any]) -> dict[str, Any]:
 
 async def show_openapi(gate: Gate, request: Request) -> Response:
     """GET /openapi.json."""
-    return answer(request.app.state.openapi)
+    return answer(gate.description)
 
 
 OPERATIONS = (

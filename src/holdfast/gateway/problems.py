@@ -50,9 +50,9 @@ class OpenAIError(msgspec.Struct):
     error: OpenAIErrorBody
 
 
-def invalid(detail: str, **fields: Any) -> HoldfastError:
-    """A request that is wrong in a field named in `detail`."""
-    return HoldfastError("invalid_request", detail, **fields)
+def invalid(detail: str, param: str | None = None) -> HoldfastError:
+    """A request that is wrong in a field named in `detail`; OpenAI's shape names it in `param` too."""
+    return HoldfastError("invalid_request", detail, **({} if param is None else {"param": param}))
 
 
 def document(error: HoldfastError) -> dict[str, Any]:

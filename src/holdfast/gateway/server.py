@@ -70,6 +70,11 @@ class Server:
         self._serving: asyncio.Task[None] | None = None
         self._handler = _ToLog(log)
 
+    @property
+    def connections(self) -> list[HttpToolsProtocol]:
+        """The open connections."""
+        return [] if self._server is None else list(self._server.server_state.connections)  # type: ignore[arg-type]
+
     async def start(self, limit_s: float = 10.0) -> None:
         """Listen; when this returns, requests are answered.
 
@@ -173,12 +178,14 @@ def _protocol(connections: int) -> type[asyncio.Protocol]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._served = self.app
+            self._surplus = False
             self._in_head = True
             self._head_bytes = 0
             self._head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._surplus = len(self.connections) > connections  # who came first is served
             if len(self.connections) > connections + PROBE_CONNECTIONS:
                 transport.abort()
                 return
@@ -206,8 +213,7 @@ def _protocol(connections: int) -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             self._head_ended()
-            crowded = len(self.connections) > connections
-            self.app = _overloaded if crowded and self._path() not in _PROBES else self._served
+            self.app = _overloaded if self._surplus and self._path() not in _PROBES else self._served
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:

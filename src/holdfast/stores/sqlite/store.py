@@ -266,6 +266,9 @@ class SqliteStore:
             "durability": "none: in memory" if self.path == MEMORY else "fsync at every commit",
             "writes_waiting": self._writer.depth(),
         }
+        died = self._writer.died()
+        if died is not None:
+            return facts | {"error": f"the writer has ended: {type(died).__name__}: {died}"}
         try:
             return facts | await self._read("health", reading.facts)
         except Exception as error:  # noqa: BLE001 - health reports, it does not fail

@@ -79,6 +79,10 @@ class Writer:
         """How many operations wait."""
         return self._jobs.qsize()
 
+    def died(self) -> BaseException | None:
+        """What ended the thread, if it has ended by itself: the store is of no more use to this process."""
+        return self._died
+
     def close(self, limit_s: float) -> bool:
         """Carry out what is queued, then end the thread; whether it ended within `limit_s` seconds."""
         self._closed = True
