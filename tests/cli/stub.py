@@ -150,6 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
+        self.wfile.write(b"retry: 1000\n\n")
         log = self.stub.logs[run]
         while True:
             with self.stub.changed:

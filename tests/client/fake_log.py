@@ -45,6 +45,7 @@ class FakeLog:
 
     def honest(self, after: int) -> Iterator[bytes]:
         """All that is missing."""
+        yield b"retry: 1000\n\n"
         yield b": keepalive\n\n"
         for seq in range(after + 1, self.length + 1):
             yield self.frame(seq)
@@ -78,6 +79,7 @@ def cut(after_frames: int, error: Exception | None = None, *, torn: bool = False
     """
 
     def frames(log: FakeLog, after: int) -> Iterator[bytes]:
+        yield b"retry: 1000\n\n"
         first = max(1, after + 1 - again)
         last = min(log.length, first + after_frames - 1)
         for seq in range(first, last + 1):

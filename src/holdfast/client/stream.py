@@ -149,6 +149,8 @@ def _read(http: httpx2.Client, path: str, place: Place, silence_s: float) -> Gen
 
 def _take(frame: httpx2.ServerSentEvent, place: Place) -> Event | None:
     """The event to hand out, or None for what was seen before or says nothing to us."""
+    if not frame.data:
+        return None  # `retry:` alone, which httpx2 hands out though it dispatches nothing
     try:
         data = decode_event(frame.data.encode())
     except msgspec.MsgspecError as error:
