@@ -98,7 +98,11 @@ class ModelClient:
         return OpenAIChatModel(
             name,
             provider=provider,
-            profile=OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True),
+            profile=OpenAIModelProfile(
+                openai_chat_streaming_requires_finish_reason=True,
+                # llama.cpp's server, for one, knows only the older field, and silently answers without end.
+                openai_chat_supports_max_completion_tokens=False,
+            ),
         )
 
     def _client(self) -> httpx2.AsyncClient:
