@@ -26,7 +26,7 @@ from holdfast.domain.events import EventType, decode_event, encode_event
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.engine.appender import Appender, Lost
-from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal
+from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal, tool_ends
 from holdfast.engine.translate import Translator
 from holdfast.ports.agent import Agent, Result, RunContext
 from holdfast.ports.clock import Clock
@@ -289,6 +289,7 @@ class Executor:
     async def _end(self, appender: Appender, outcome: Outcome) -> None:
         """Write the terminal event, as the store allows it: STOP turns completed and failed into cancelled."""
         if outcome.state is not State.COMPLETED:
+            outcome = replace(outcome, ends=tool_ends(outcome, appender.fold, self.probe))
             self._close_calls(appender)
         rest = await appender.close(_CLOSE_S)
         for _ in range(4):  # STOP and PENDING_INPUT each change the answer once

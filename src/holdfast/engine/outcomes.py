@@ -37,6 +37,7 @@ class Outcome:
     error: dict[str, Any] | None = None
     abandoned: bool = False
     open_before: tuple[OpenCall, ...] = ()  # tool calls that were open when the end was asked for
+    ends: tuple[ToolEnd, ...] = ()  # what became of those
 
 
 def failure(error: BaseException, now_ms: int) -> Outcome:
@@ -75,7 +76,6 @@ def terminal(
         fields["error"] = outcome.error
     else:
         fields["by"] = outcome.by
-    ends = tool_ends(outcome, fold, probe)
     fields |= {
         "partial": outcome.result.output if outcome.result else fold.partial(),
         "usage": usage,
@@ -83,8 +83,8 @@ def terminal(
             requested_ms=outcome.requested_ms,
             ended_ms=now_ms,
             upstream_closed_ms=_upstream_closed(probe, outcome.requested_ms, now_ms),
-            tools=ends,
-            abandoned=outcome.abandoned or any(end.ended == "abandoned" for end in ends),
+            tools=list(outcome.ends),
+            abandoned=outcome.abandoned or any(end.ended == "abandoned" for end in outcome.ends),
             by="worker",
         ),
         "timings": timings,
@@ -92,8 +92,8 @@ def terminal(
     return (EventType.RUN_FAILED if outcome.state is State.FAILED else EventType.RUN_CANCELLED), fields
 
 
-def tool_ends(outcome: Outcome, fold: Digest, probe: Probe) -> list[ToolEnd]:
-    """What became of each tool call that was open when the end was asked for."""
+def tool_ends(outcome: Outcome, fold: Digest, probe: Probe) -> tuple[ToolEnd, ...]:
+    """What became of each tool call that was open when the end was asked for; before the log closes them."""
     still_open = {call.call for call in fold.open_calls()}
     working = probe.threads_running() | set(probe.tools_running())
     ends = []
@@ -104,7 +104,7 @@ def tool_ends(outcome: Outcome, fold: Digest, probe: Probe) -> list[ToolEnd]:
         elif call.call in still_open:
             ended = "cancelled"
         ends.append(ToolEnd(call.call, call.name, ended))
-    return ends
+    return tuple(ends)
 
 
 def _upstream_closed(probe: Probe, requested_ms: int, now_ms: int) -> int | None:
