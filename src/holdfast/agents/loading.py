@@ -51,9 +51,11 @@ def parse_spec(text: str) -> Spec:
     """
     name, given, rest = text.rpartition("=")
     module, colon, attribute = rest.partition(":")
+    if module.endswith(".py"):
+        dotted = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise AgentLoadError(f"agent {text!r} names a file; name the module: {dotted}:{attribute or 'agent'}")
     if not colon or not module or not attribute or (given and not name):
-        hint = f"; did you mean {Path(module).stem}:<attribute>?" if module.endswith(".py") else ""
-        raise AgentLoadError(f"agent {text!r} is not of the form [name=]module:attribute{hint}")
+        raise AgentLoadError(f"agent {text!r} is not of the form [name=]module:attribute")
     return Spec(name, module, attribute)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -85,6 +86,8 @@ class PydanticAgent:
         self.pool = pool
         self.model = model
         self.owner = Owner(_ignore)
+        # pydantic-ai greets whoever starts it from a terminal; a worker's output is its log.
+        os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
 
     @property
     def model_name(self) -> str:

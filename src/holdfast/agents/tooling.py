@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -204,19 +205,19 @@ class Hooks(AbstractCapability[Any]):
 
 def _replayed(done: Finished) -> Any:
     part = done.part
+    said = part.content if isinstance(part.content, str) else part.model_response_str()
     match part.outcome:
-        case "failed" | "interrupted":
-            raise ToolFailed(part.model_response_str())
+        case "failed" | "interrupted" | "retried":
+            raise ToolFailed(said)
         case "denied":
-            return ToolDenied(part.model_response_str())
-        case "retried":
-            raise ToolFailed(part.model_response_str())
+            return ToolDenied(said)
         case _:
             return ToolReturn(return_value=part.content, content=done.content, metadata=part.metadata)
 
 
 def _failed(call: ToolCallPart, error: Exception) -> ToolFailed:
-    _log.warning("tool_failed call=%s tool=%s", call.tool_call_id, call.tool_name, exc_info=error)
+    where = "".join(traceback.format_exception(error, limit=-3))  # the tool's own frames, not the library's twenty
+    _log.warning("tool_failed call=%s tool=%s\n%s", call.tool_call_id, call.tool_name, where.rstrip())
     return ToolFailed(f"{type(error).__name__}: {error}"[:MESSAGE_MAX])
 
 

@@ -61,15 +61,17 @@ class _Job(Future[Any]):
         """Run the function and keep its outcome, in the worker's thread."""
         work, self.work = self.work, None
         self.probe.thread_started(self.call)
-        error: BaseException | None = ToolQuit("the tool ended its thread (SystemExit or the like)")
+        error: BaseException | None = ToolQuit("the tool ended its thread")
         outcome: Any = None
         try:
             outcome = work() if work is not None else None
             error = None
+        except SystemExit as leaving:  # as an exception of the waiter's loop it would end that loop
+            error = ToolQuit(f"the tool called exit({leaving.code})")
         except Exception as failure:  # noqa: BLE001 - the thread's outer edge: whatever it is, the waiter gets it
             error = failure
         finally:
-            # Here too for what is no Exception: a SystemExit must reach the waiter as an error, not end its loop.
+            # Even for what is no Exception and ends this thread: the waiter hears of it.
             self.probe.thread_ended(self.call)
             self.pool._returned(self)
             if error is not None:

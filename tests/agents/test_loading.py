@@ -1,0 +1,131 @@
+"""`[name=]module:attr`: what is found, what it is called, and what is said when it is not there."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic_ai.models.test import TestModel
+
+from holdfast.agents import AgentLoadError, GeneratorAgent, PydanticAgent, default_agent, load_agents
+from holdfast.config.settings import Settings
+from holdfast.tools import ToolPool
+
+SOURCE = """
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
+
+bare = Agent()
+named = Agent(TestModel(), name="weather")
+unnamed = Agent(TestModel())
+number = 7
+
+async def echo(ctx):
+    yield ctx.input
+
+def sync(ctx):
+    yield "x"
+
+async def once(ctx):
+    return "x"
+
+running = echo(None)
+
+class Own:
+    name = "own"
+    kind = ""
+    resumable = False
+    async def run(self, ctx):
+        yield "x"
+
+own = Own()
+
+class box:
+    inner = own
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "hf_agents.py").write_text(SOURCE)
+    (tmp_path / "hf_broken.py").write_text("x = 1\nraise RuntimeError('at import')\n")
+    (tmp_path / "hf_needs.py").write_text("import hf_not_installed\n")
+    (tmp_path / "hf_syntax.py").write_text("def f(:\n")
+    path, modules = list(sys.path), set(sys.modules)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith("hf_"):
+            del sys.modules[name]
+
+
+def load(here: Path, *specs: str, model: bool = False):
+    return load_agents(specs, here, Settings(), ToolPool(1, 1.0), TestModel() if model else None)
+
+
+def test_a_name_is_the_given_one_else_the_agents_own_else_the_attribute(here: Path) -> None:
+    """The name is what clients write; the order is documented."""
+    agents = load(here, "other=hf_agents:named", "hf_agents:named", "hf_agents:unnamed", "hf_agents:echo")
+    assert [agent.name for agent in agents] == ["other", "weather", "unnamed", "echo"]
+    assert isinstance(agents[0], PydanticAgent)
+    assert isinstance(agents[3], GeneratorAgent)
+
+
+def test_an_object_with_our_port_is_taken_as_it_is(here: Path) -> None:
+    """Other libraries come in through the port."""
+    agents = load(here, "hf_agents:own", "second=hf_agents:box.inner")
+    assert agents[1].name == "second"
+    assert not agents[1].resumable
+
+
+def test_the_given_model_replaces_the_agents_own(here: Path) -> None:
+    """--model is the last word."""
+    (agent,) = load(here, "hf_agents:bare", model=True)
+    assert agent.model_name == "test"
+
+
+ERRORS = {
+    "hf_agents": "form [name=]module:attribute",
+    "hf_agents.py:named": "name the module: hf_agents:named",
+    "=hf_agents:named": "form [name=]module:attribute",
+    "hf_agents:": "form [name=]module:attribute",
+    "hf_absent:agent": "no module 'hf_absent'",
+    "hf_needs:agent": "imports 'hf_not_installed', which is not installed",
+    "hf_broken:agent": "hf_broken.py:2: RuntimeError: at import",
+    "hf_syntax:agent": "hf_syntax.py:1",
+    "hf_agents:nmaed": "it has hf_agents:bare, hf_agents:named",
+    "hf_agents:number": "is a int; it must be a pydantic_ai.Agent",
+    "hf_agents:sync": "a sync generator function",
+    "hf_agents:once": "a coroutine function",
+    "hf_agents:running": "already running",
+    "hf_agents:Own": "the class Own",
+    "hf_agents:bare": "has no model; give it one",
+    "a b=hf_agents:named": "which clients cannot write",
+}
+
+
+@pytest.mark.parametrize("spec", ERRORS)
+def test_each_mistake_is_named_with_what_to_write_instead(here: Path, spec: str) -> None:
+    """Nobody should need the source to start a server."""
+    with pytest.raises(AgentLoadError) as raised:
+        load(here, spec)
+    assert ERRORS[spec] in str(raised.value)
+
+
+def test_equal_names_refuse_to_start(here: Path) -> None:
+    """Which one a client gets must not depend on the order of the command line."""
+    with pytest.raises(AgentLoadError, match="two agents are named 'weather'"):
+        load(here, "hf_agents:named", "weather=hf_agents:echo")
+
+
+def test_nothing_to_serve_refuses_to_start(here: Path) -> None:
+    """Without a model nothing is made up."""
+    with pytest.raises(AgentLoadError, match="--model"):
+        load(here)
+
+
+def test_a_model_alone_is_a_plain_chat_agent(here: Path) -> None:
+    """`serve --model M` needs no code at all."""
+    (agent,) = load(here, model=True)
+    assert (agent.name, agent.kind, agent.resumable) == ("holdfast", "pydantic-ai", True)
+    assert default_agent(TestModel(), Settings(), ToolPool(1, 1.0)).name == "holdfast"
