@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         if rest == []:
             self._answer(200, record)
         elif rest == ["inspect"]:
-            timers = [{"name": "deadline", "left_ms": 540_000}]
+            timers = [{"name": "lease", "left_ms": 9000}, {"name": "due", "left_ms": 540_000}]
             state = {name: record[name] for name in ("state", "reason", "stopping")}
             self._answer(200, {"run": run, **state, "waiting_on": "model", "since_ms": 12_000, "timers": timers})
         elif "event-stream" in self.headers.get("accept", ""):

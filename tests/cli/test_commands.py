@@ -79,7 +79,7 @@ def test_stuck_says_what_a_run_waits_on_and_what_ends_that(stub, holdfast):
     result = holdfast("runs", "--stuck")
     assert "r_1" not in result.stdout
     assert "model" in result.stdout
-    assert "deadline in 9 min" in result.stdout
+    assert "run_deadline in 9 min" in result.stdout
 
 
 def test_events_prints_one_line_an_event(stub, holdfast):
@@ -127,7 +127,7 @@ def test_inspect_says_why_a_run_is_not_finished(stub, holdfast):
     """The first line is the answer, the rest is what it rests on."""
     stub.create("slow one")
     lines = holdfast("inspect", "r_1").stdout.splitlines()
-    assert lines[0] == "run r_1: model, for 12.0 s; deadline in 9 min"
+    assert lines[0] == "run r_1: model, for 12.0 s; run_deadline in 9 min"
 
 
 @pytest.mark.parametrize(

@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from tests.cli.live import Server
 from tests.docs.blocks import ROOT, blocks
 
-START_S = 15.0
 ADDRESS = "http://127.0.0.1:8484"
-
-
-class Server:
-    """A `holdfast` server process, its log in a file, its address from its first line."""
-
-    def __init__(self, directory: Path, *command: str) -> None:
-        self.log = directory / "server.log"
-        env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-        with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "holdfast", *command],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-                env=env,
-                start_new_session=True,
-            )
-        self.url = self._wait_for_url()
-
-    def close(self) -> int:
-        """Ask it to end; its exit code."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise
-
-    def _wait_for_url(self) -> str:
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            found = re.search(r"(?:serves|model at) (http://[^\s/]+)", self.log.read_text())
-            if found:
-                return found[1]
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-        raise AssertionError(f"not serving after {START_S} s: {self.log.read_text()}")
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +108,6 @@ def test_examples_are_served(tmp_path, spec, prompt, heard):
         options = ["--model", "rehearsal", "--model-url", f"{model.url}/v1"]
         server = Server(tmp_path, "serve", spec, "--port", "0", *options)
         try:
-            import httpx2
-
             answer = httpx2.post(
                 f"{server.url}/api/runs", json={"input": prompt}, headers={"Accept": "text/event-stream"}, timeout=20
             )

@@ -16,6 +16,7 @@ Facts = Mapping[str, Any]
 _VALUE_CHARACTERS_MAX: Final = 200
 # What a model or a tool says may not move the cursor or rename the window: control characters but tab and newline.
 _CONTROL: Final = {c: "\ufffd" for c in (*range(32), 127, *range(128, 160)) if c not in (9, 10)}
+_DUE: Final = {"queued": "queue_timeout", "running": "run_deadline", "waiting": "approval_deadline"}
 _HEAD: Final = frozenset({"seq", "run", "type", "ts"})
 
 
@@ -134,14 +135,23 @@ def wait_words(inspection: Facts) -> str:
 
 
 def next_timer(inspection: Facts) -> str:
-    """The timer that fires first, as `<name> in <time>`."""
-    timers = [(t["left_ms"], t["name"]) for t in inspection.get("timers", ()) if t.get("left_ms") is not None]
+    """The timer that ends the wait first, as `<name> in <time>`. A lease is renewed, so it ends nothing."""
+    timers = [
+        (timer["left_ms"], timer_name(timer["name"], inspection))
+        for timer in inspection.get("timers", ())
+        if timer.get("left_ms") is not None and timer["name"] != "lease"
+    ]
     if inspection.get("fires") and inspection.get("fires_in_ms") is not None:
         timers.append((inspection["fires_in_ms"], inspection["fires"]))
     if not timers:
         return ""
     left_ms, name = min(timers)
     return f"{name} in {duration(max(0, left_ms))}"
+
+
+def timer_name(name: str, inspection: Facts) -> str:
+    """The store's timer `due` under the name of the setting that it is in this state."""
+    return _DUE.get(str(inspection.get("state")), name) if name == "due" else name
 
 
 def _tool_words(tool: Facts) -> str:

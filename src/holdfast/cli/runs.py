@@ -16,6 +16,7 @@ from holdfast.cli.output import (
     print_json,
     record_words,
     table,
+    timer_name,
     wait_words,
 )
 from holdfast.cli.remote import FAILED, Remote, check_id, remote_options
@@ -97,7 +98,8 @@ def inspect(remote: Remote, run: str) -> None:
     for name, value in inspection.items():
         if name == "timers":
             for timer in value:
-                click.echo(f"  timer {timer['name']}: {duration(timer.get('left_ms'))} left")
+                left = duration(timer.get("left_ms"))
+                click.echo(f"  timer {timer_name(timer['name'], inspection)}: {left} left")
         elif name != "run" and value not in (None, "", [], {}):
             click.echo(f"  {name}: {one_line(value)}")
 
