@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.testing import StoreConformance, StoreHarness
+from holdfast.testing.rig import Rig
 from tests.stores.sqlite_harness import MemoryHarness, SqliteHarness
 
 
@@ -12,6 +13,10 @@ class TestFile(StoreConformance):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> StoreHarness:
         return SqliteHarness(tmp_path)
+
+    @pytest.mark.xfail(reason="no wakes between processes yet: another handle is up to a second late", strict=True)
+    async def test_wakes_reach_other_handles(self, rig: Rig, harness: StoreHarness) -> None:
+        await super().test_wakes_reach_other_handles(rig, harness)
 
 
 class TestMemory(StoreConformance):

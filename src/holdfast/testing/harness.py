@@ -64,8 +64,9 @@ class StoreCase:
     @pytest_asyncio.fixture
     async def rig(self, harness: StoreHarness) -> AsyncIterator[Rig]:
         """A fresh store with its harness and helpers."""
-        store = await harness.open()
+        rig = Rig(await harness.open(), advance=harness.advance)
         try:
-            yield Rig(store, advance=harness.advance)
+            yield rig
+            await rig.close()
         finally:
             await harness.close()

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
+from holdfast.aio import Owner
 from holdfast.domain.events import TERMINAL, EventType, decode_event
 from holdfast.domain.ids import LOCAL_TENANT, RunKey
 from holdfast.domain.messages import HistoryEntry
@@ -32,6 +35,9 @@ LEASE_MS = 10_000
 LONG_LEASE_MS = 1_000 * build.HOUR_MS
 STEP_MS = 2_500  # below the 3 s after which a store takes the time for not passed
 ROUNDS_MAX = 5_000
+CLOSE_S = 5.0
+
+T = TypeVar("T")
 
 
 def timeless(record: RunRecord) -> RunRecord:
@@ -127,6 +133,22 @@ class Rig:
         """Act through `store`; `advance` moves its time."""
         self.store = store
         self._advance = advance
+        self._owner = Owner(lambda *_: None)  # the test that awaits the task sees its exception
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="conformance")
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` beside the test, which awaits it; ended with the test at the latest."""
+        return self._owner.spawn(work, "beside the test")
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call what blocks, as a heartbeat thread does."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    async def close(self) -> None:
+        """End what was begun beside the test."""
+        late = await self._owner.close(CLOSE_S)
+        self._pool.shutdown(wait=False)
+        assert not late, f"did not end {CLOSE_S} s after it was cancelled: {late}"
 
     def at(self, store: RunStore) -> Rig:
         """The same helpers on another handle."""

@@ -21,7 +21,30 @@ from holdfast.testing.stores.timing import Timing
 from holdfast.testing.stores.walk import Walking
 from holdfast.testing.stores.writing import Writing
 
-__all__ = ["StoreConformance"]
+__all__ = [
+    "Claiming",
+    "Creation",
+    "EndingRuns",
+    "Forgetting",
+    "Histories",
+    "Parking",
+    "Races",
+    "Reading",
+    "Reaping",
+    "Reopening",
+    "Retention",
+    "SessionLists",
+    "Steering",
+    "Stopping",
+    "StoreConformance",
+    "Superseding",
+    "Tailing",
+    "Tenants",
+    "Timing",
+    "Waking",
+    "Walking",
+    "Writing",
+]
 
 
 class StoreConformance(

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from msgspec.structs import replace
 
 from holdfast.domain.runs import Reason, State
@@ -138,26 +136,26 @@ class Claiming(StoreCase):
             for _ in range(3):
                 await rig.pass_time(LEASE_MS // 2)
                 facts = {"load": 1}
-                (one,) = await asyncio.to_thread(heart.renew, "w", [holder.held], LEASE_MS, facts)
+                (one,) = await rig.in_thread(heart.renew, "w", [holder.held], LEASE_MS, facts)
                 assert not one.lost
             await rig.store.request_stop(holder.key, Reason.STOPPED, "user")
-            (one,) = await asyncio.to_thread(heart.renew, "w", [holder.held], LEASE_MS, {})
+            (one,) = await rig.in_thread(heart.renew, "w", [holder.held], LEASE_MS, {})
             assert one.stop is Reason.STOPPED
             await holder.finish(State.CANCELLED)
-            (one,) = await asyncio.to_thread(heart.renew, "w", [holder.held], LEASE_MS, {})
+            (one,) = await rig.in_thread(heart.renew, "w", [holder.held], LEASE_MS, {})
             assert one.lost
         finally:
-            await asyncio.to_thread(heart.close)
+            await rig.in_thread(heart.close)
 
     async def test_workers_shows_who_reported_in_the_last_minute(self, rig: Rig) -> None:
         """`holdfast top` and /readyz say who is there, and forget who is not."""
         heart = rig.store.heart()
         try:
-            await asyncio.to_thread(heart.renew, "w1", [], LEASE_MS, {"agents": ["echo"]})
+            await rig.in_thread(heart.renew, "w1", [], LEASE_MS, {"agents": ["echo"]})
             await rig.pass_time(40_000)
-            await asyncio.to_thread(heart.renew, "w2", [], LEASE_MS, {"agents": []})
+            await rig.in_thread(heart.renew, "w2", [], LEASE_MS, {"agents": []})
         finally:
-            await asyncio.to_thread(heart.close)
+            await rig.in_thread(heart.close)
         found = {w.worker: w.facts for w in await rig.store.workers()}
         assert found == {"w1": {"agents": ["echo"]}, "w2": {"agents": []}}
         await rig.pass_time(40_000)

@@ -64,6 +64,19 @@ class Parking(StoreCase):
             holder = await rig.begin(holder.key)
         assert (await holder.finish()).status is Status.OK
 
+    async def test_attempts_are_left_after_waiting(self, rig: Rig) -> None:
+        """Only a lost worker uses up an attempt: a run that asked twice still survives its first loss."""
+        holder = await rig.running(limits=replace(CALM, attempts_max=2))
+        for _ in range(2):
+            await holder.park()
+            await rig.store.resume(holder.key, YES)
+            holder = await rig.begin(holder.key)
+        for expected in ("requeued", "failed"):
+            await rig.store.disown()
+            assert [r.outcome for r in await rig.reap()] == [expected]
+            if expected == "requeued":
+                await rig.begin(holder.key)
+
     async def test_a_decision_is_taken_once(self, rig: Rig) -> None:
         """Two clients decide at once: the run goes on once."""
         holder = await rig.running()

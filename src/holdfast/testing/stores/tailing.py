@@ -43,7 +43,7 @@ class Tailing(StoreCase):
     async def test_a_tail_follows_a_run_from_the_queue_to_its_end(self, rig: Rig) -> None:
         """A reader may come before any worker does."""
         key = await rig.create()
-        tail = asyncio.create_task(_tail(rig.store, key, 0))
+        tail = rig.spawn(_tail(rig.store, key, 0))
         await asyncio.sleep(0.02)
         holder = await rig.begin(key)
         for n in range(5):
@@ -55,7 +55,7 @@ class Tailing(StoreCase):
         """Stopped in the queue, reaped, superseded: a reader is told, whoever wrote the end."""
         lost = await rig.running("s2")
         queued = await rig.create("s1")
-        tails = [asyncio.create_task(_tail(rig.store, k, 0)) for k in (queued, lost.key)]
+        tails = [rig.spawn(_tail(rig.store, k, 0)) for k in (queued, lost.key)]
         await asyncio.sleep(0.02)
         await rig.store.request_stop(queued, Reason.STOPPED, "user")
         await rig.store.disown()
@@ -72,7 +72,7 @@ class Tailing(StoreCase):
         chance = random.Random(seed)
         other = await harness.another()
         holders = [await rig.running(f"s{n}") for n in range(3)]
-        writers = [asyncio.create_task(_write(h, random.Random(chance.random()))) for h in holders]
+        writers = [rig.spawn(_write(h, random.Random(chance.random()))) for h in holders]
         tails = []
         for n in range(24):
             await asyncio.sleep(chance.random() * 0.02)
@@ -80,7 +80,7 @@ class Tailing(StoreCase):
             after = chance.randrange(holder.head + 1)
             store = chance.choice([rig.store, other])
             reading = _tail(store, holder.key, after, limit=chance.choice([1, 3, 50, 500]), chance=chance)
-            tails.append((holder, after, asyncio.create_task(reading)))
+            tails.append((holder, after, rig.spawn(reading)))
         await asyncio.gather(*writers)
         for holder, after, task in tails:
             assert await task == list(range(after + 1, holder.head + 1))
@@ -104,7 +104,7 @@ class Tailing(StoreCase):
         holder = await rig.running()
         async with _closing(rig.store.tail(holder.key, 0)) as stuck:
             await anext(stuck)
-            tail = asyncio.create_task(_tail(rig.store, holder.key, 0))
+            tail = rig.spawn(_tail(rig.store, holder.key, 0))
             for n in range(50):
                 await holder.append(*[text(0, f"{n}") for _ in range(20)])
             await holder.finish()
@@ -116,7 +116,7 @@ class Tailing(StoreCase):
         for _ in range(20):
             async with _closing(rig.store.tail(holder.key, 0)) as pages:
                 await anext(pages)
-            task = asyncio.create_task(_tail(rig.store, holder.key, 0))
+            task = rig.spawn(_tail(rig.store, holder.key, 0))
             await asyncio.sleep(0.005)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -134,7 +134,7 @@ class Tailing(StoreCase):
         loop = asyncio.get_running_loop()
         for store in (rig.store, other):
             async with asyncio.timeout(SECONDS_MAX), _closing(store.tail(holder.key, holder.head)) as pages:
-                waiting = asyncio.create_task(_next_event(pages))
+                waiting = rig.spawn(_next_event(pages))
                 await asyncio.sleep(0.05)
                 await holder.say("x")
                 start = loop.time()
