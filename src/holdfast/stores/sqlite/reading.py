@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
+from contextlib import closing
+from typing import Any, Final
 
 import msgspec
 
@@ -12,6 +13,8 @@ from holdfast.domain.runs import State
 from holdfast.ports.store import Page, RunRecord, Status, WorkerRecord
 from holdfast.stores.sqlite.rows import find, record_of
 from holdfast.stores.sqlite.tx import Tx
+
+_PAGE_BYTES: Final = 256 * 1024
 
 
 def read(tx: Tx, key: RunKey, after: int, limit: int, epoch: int | None) -> Page:
@@ -26,15 +29,24 @@ def read(tx: Tx, key: RunKey, after: int, limit: int, epoch: int | None) -> Page
         return Page(Status.GONE, [], [], after + 1, head, head_epoch, state)
     if after > head or (epoch is not None and after > 0 and _epoch_at(tx, row, after) != epoch):
         return Page(Status.OK, [], [], after + 1, head, head_epoch, state, resync=True)
-    found = tx.all(
-        "SELECT epoch, data FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?",
-        row["n"],
-        after,
-        limit,
-    )
+    found = _page(tx, row["n"], after, limit)
     if not found and head > after:
         return Page(Status.GONE, [], [], after + 1, head, head_epoch, state)
     return Page(Status.OK, [r["data"] for r in found], [r["epoch"] for r in found], after + 1, head, head_epoch, state)
+
+
+def _page(tx: Tx, n: int, after: int, limit: int) -> list[sqlite3.Row]:
+    """Events after `after`: at least one if there is any, then as many as fit, because a slow reader holds a page."""
+    found: list[sqlite3.Row] = []
+    size = 0
+    rows = tx.each("SELECT epoch, data FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?", n, after, limit)
+    with closing(rows):
+        for row in rows:
+            found.append(row)
+            size += len(row["data"])
+            if size >= _PAGE_BYTES:
+                break
+    return found
 
 
 def get(tx: Tx, key: RunKey) -> RunRecord | None:

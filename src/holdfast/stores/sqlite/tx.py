@@ -32,6 +32,10 @@ class Tx:
         """Every row; the statement bounds how many."""
         return self._conn.execute(sql, values).fetchall()
 
+    def each(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """The rows one by one; the caller closes it before the transaction ends."""
+        return self._conn.execute(sql, values)
+
     def run(self, sql: str, *values: Any) -> int:
         """Carry out a change; how many rows it touched."""
         return self._conn.execute(sql, values).rowcount

@@ -109,7 +109,9 @@ def resume(tx: Tx, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended
     if not isinstance(move, Move):
         return Appended(_answer(move), row["head"])
     head = log.write_event(tx, row, EventType.RUN_RESUMED, {"decisions": list(decisions)}, row["epoch"] + 1)
-    tx.run("UPDATE runs SET epoch = epoch + 1, claim = '', worker = '' WHERE n = ?", row["n"])
+    tx.run(  # asking a human is no lost attempt
+        "UPDATE runs SET epoch = epoch + 1, claim = '', worker = '', attempt = attempt - begun WHERE n = ?", row["n"]
+    )
     tx.run(
         "INSERT OR REPLACE INTO decisions (run, decisions) VALUES (?, ?)",
         row["n"],
