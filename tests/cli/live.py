@@ -17,9 +17,10 @@ START_S = 15.0
 class Server:
     """A `holdfast` server process, its log in a file, its address from its first line."""
 
-    def __init__(self, directory: Path, *command: str) -> None:
+    def __init__(self, directory: Path, *command: str, **settings: str) -> None:
         self.log = directory / "server.log"
         env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+        env |= {f"HOLDFAST_{name.upper()}": value for name, value in settings.items()}
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "holdfast", *command],

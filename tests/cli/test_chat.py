@@ -148,6 +148,7 @@ def test_interrupt_at_the_prompt_leaves_and_names_the_session(stub):
         # CPython's input() misses a signal between its prompt and its select; a person presses again, and so do we.
         _wait_for(lambda: terminal.interrupt() or terminal.ended(0.5))
         assert terminal.leave() == 0
+        assert terminal.out.index("[session s_new]") < terminal.out.index("[answered by")
         assert "holdfast chat --session s_new" in terminal.out
 
 

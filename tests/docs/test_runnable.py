@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from holdfast.client import Client
 from tests.cli.live import Server
 from tests.docs.blocks import ROOT, blocks
 
@@ -117,3 +118,45 @@ def test_examples_are_served(tmp_path, spec, prompt, heard):
         assert model.close() == 0
     assert "event: run.completed" in answer.text, answer.text
     assert heard in answer.text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_prompts_of_the_testing_page_end_as_it_says(tmp_path):
+    """The table tells people what to expect of their agent; ours behaves so."""
+    pytest.importorskip("holdfast.app")
+    (tmp_path / "model").mkdir()
+    shutil.copy(ROOT / "examples" / "app.py", tmp_path)
+    model = Server(tmp_path / "model", "rehearse", "--port", "0")
+    options = ["--model", "rehearsal", "--model-url", f"{model.url}/v1"]
+    server = Server(tmp_path, "serve", "app:agent", "--port", "0", *options, model_idle_s="1")
+    try:
+        with Client(server.url) as client:
+            types, end = ending(client, "!stall after=5 for=999")
+            assert (end["reason"], end["partial"]) == ("model_stalled", "t1 t2 t3 t4 t5 ")
+            types, end = ending(client, "!status code=429 retry_after=0.1 times=1")
+            assert "model.retried" in types
+            assert end["type"] == "run.completed"
+            types, end = ending(client, "!close after=10")
+            assert (end["reason"], end["partial"][-4:]) == ("model_error", "t10 ")
+            types, end = ending(client, '!tool wait_for_tide {"wrong": "arguments"}\n!say and on')
+            assert "tool.finished" in types
+            assert end["type"] == "run.completed"
+            types, end = ending(client, '!tool wait_for_tide {"seconds": 60}', stop_at="tool.called")
+            assert [(tool["name"], tool["ended"]) for tool in end["receipt"]["tools"]] == [
+                ("wait_for_tide", "cancelled")
+            ]
+    finally:
+        assert server.close() == 0
+        assert model.close() == 0
+
+
+def ending(client: Client, prompt: str, stop_at: str = "") -> tuple[list[str], dict]:
+    """The types of a run's events, and its last event."""
+    run = client.start(prompt)["id"]
+    events = []
+    for event in client.events(run):
+        events.append(event)
+        if event["type"] == stop_at:
+            client.stop(run)
+    return [event["type"] for event in events], events[-1]

@@ -98,6 +98,8 @@ class _Talk:
                     leave(error)
                 click.echo(f"holdfast: {error}", err=True)
                 return
+            if self._session is None and sys.stdin.isatty():
+                self._note(f"session {record['session']}")  # at once: who loses the terminal can come back
             self._session = record["session"]
             self._watch(record["id"], interrupts)
         self._say_rehearsal(record["id"])
