@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ class Runtime:
 
     async def _start(self) -> None:
         settings = self.settings
+        _refuse_strangers(settings)
         with self._phase("store"):
             self.store = await SqliteStore.open(settings.store, own=True)
             self._stack.push_async_callback(self.store.close)
@@ -166,6 +168,29 @@ class Runtime:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self.log.write("task_failed", task=name, error=repr(error))
+
+
+def _refuse_strangers(settings: Settings) -> None:
+    """Without API keys nobody but this machine may be let in, and no profile that promises more may start."""
+    if settings.profile != "dev":
+        raise StartError(
+            f"cannot start: profile {settings.profile} needs API keys, which this version does not have; "
+            "use --profile dev on a loopback address"
+        )
+    if not _is_loopback(settings.host):
+        raise StartError(
+            f"cannot start: without API keys only loopback is served, and --host is {settings.host}; "
+            "use 127.0.0.1, and let a proxy that authenticates stand before it"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _pool_facts(pool: ToolPool) -> Callable[[], dict[str, Any]]:
