@@ -192,18 +192,12 @@ async def test_without_a_session_the_earlier_messages_reach_the_model(here: Site
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "three"},
     ]
-    sent = {
-        "messages": messages,
-        "temperature": 0.5,
-        "max_completion_tokens": 9,
-        "max_tokens": 5,
-        "stop": "x",
-        "user": "u",
-    }
+    fields = {"temperature": 0.5, "max_completion_tokens": 9, "max_tokens": 5, "stop": "x", "user": "u"}
+    sent = {"messages": messages, "unknown": 1, **fields}
     _, holder = await asyncio.gather(here.http.post("/v1/chat/completions", json=sent), answer(here, "ok"))
     spec = holder.claim.spec
     assert (spec.input, spec.instructions) == ("three", "be brief")
-    assert spec.settings == {"temperature": 0.5, "max_tokens": 9, "stop_sequences": ["x"]}
+    assert spec.settings == fields
     assert [(m.role, m.text, m.call, m.outcome) for m in spec.context] == [
         ("user", "one", "", ""),
         ("assistant", "", "", ""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 READ_S = 30.0  # for the whole body; a client that trickles is not served
 _LINGER_S = 1.0  # how long a refused body is read on, so that the client sees the refusal and not a reset
 METADATA_BYTES_MAX = 65_536
-_HEADER_CHARACTERS_MAX = 255
+KEY_PATTERN = "^[ -~]{0,255}$"
+
+_KEY = re.compile(KEY_PATTERN)
 
 
 class ClientGone(Exception):
@@ -81,8 +84,8 @@ def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 def idempotency_key(request: Request) -> str:
     """The header Idempotency-Key, or ""."""
     key = request.headers.get("idempotency-key", "")
-    if len(key) > _HEADER_CHARACTERS_MAX or not key.isprintable():
-        raise invalid(f"Idempotency-Key must be at most {_HEADER_CHARACTERS_MAX} printable characters")
+    if _KEY.fullmatch(key) is None:
+        raise invalid("Idempotency-Key must be at most 255 printable ASCII characters")
     return key
 
 

@@ -15,6 +15,21 @@ from holdfast.domain.messages import Message, ToolCall
 from holdfast.domain.runs import OnDisconnect, Policy
 from holdfast.gateway.problems import invalid
 
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+    "user",
+)
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
@@ -75,6 +90,10 @@ class ChatBody(msgspec.Struct):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    user: str | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
@@ -120,19 +139,8 @@ def conversation(body: ChatBody, *, in_session: bool) -> Conversation:
 
 
 def sampling(body: ChatBody) -> dict[str, Any]:
-    """The sampling fields that were sent, under the names that models take (pydantic-ai's ModelSettings)."""
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop
-    fields = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "max_tokens": body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
-        "stop_sequences": stop or None,
-        "seed": body.seed,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "logit_bias": body.logit_bias,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    """The sampling fields that were sent, in OpenAI's words; the agent's adapter translates them."""
+    return {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
 
 
 def refuse_unsupported(body: ChatBody) -> None:

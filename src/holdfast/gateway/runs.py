@@ -11,7 +11,7 @@ from starlette.responses import Response
 from holdfast.domain.ids import ID_PATTERN
 from holdfast.domain.runs import OnDisconnect, Policy, State
 from holdfast.engine.sessions import StartRequest
-from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
+from holdfast.gateway.bodies import KEY_PATTERN, check_id, check_input, check_metadata, idempotency_key, read_json
 from holdfast.gateway.events import NDJSON, SSE, LogStream, Offset, open_log
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import invalid
@@ -164,8 +164,8 @@ def _state(text: str | None) -> State | None:
 
 
 _RECORD = Answer(200, "The run record", RunView)
-_KEY = Query(
-    "Idempotency-Key", "Repeating a request with its key repeats nothing", {"type": "string", "maxLength": 255}
+IDEMPOTENCY_KEY = Query(
+    "Idempotency-Key", "Repeating a request with its key repeats nothing", {"type": "string", "pattern": KEY_PATTERN}
 )
 
 OPERATIONS = (
@@ -179,7 +179,7 @@ OPERATIONS = (
             Answer(202, "Steered: the record of the active run, which reads the input", RunView),
         ),
         body=StartBody,
-        headers=(_KEY,),
+        headers=(IDEMPOTENCY_KEY,),
         errors=("unknown_agent", "session_busy", "idempotency_conflict", "not_ready", "overloaded", "gone"),
     ),
     Operation(
@@ -223,7 +223,7 @@ OPERATIONS = (
         "Hand an input to an active run",
         (Answer(202, "The record of the run that will read it", RunView),),
         body=InputBody,
-        headers=(_KEY,),
+        headers=(IDEMPOTENCY_KEY,),
         errors=("unknown_run", "already_ended"),
     ),
     Operation(
