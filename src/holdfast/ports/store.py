@@ -362,7 +362,7 @@ class RunStore(Protocol):
         ...
 
     async def read(self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None) -> Page:
-        """At most `limit` events after seq `after`.
+        """At most `limit` events after seq `after`, fewer where they are large: a page is bounded in bytes too.
 
         With `epoch`, `after` names the event `<after>-<epoch>`; if the log does not have it, `resync` is set.
         """
