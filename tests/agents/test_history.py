@@ -227,3 +227,9 @@ async def test_mending_is_deterministic_and_a_second_time_changes_nothing(past: 
     assert ModelMessagesTypeAdapter.dump_json(history_of(past)) == dump
     assert ModelMessagesTypeAdapter.dump_json(mend(once)) == dump
     assert ModelMessagesTypeAdapter.dump_json(repair_messages(once)) == dump
+
+
+async def test_a_clients_own_context_with_two_prompts_in_a_row_is_mended() -> None:
+    """Clients send what they like; an unanswered prompt is not called answered."""
+    sent = await wire(history_of([entry([user("a"), says("A"), user("b")])]))
+    assert [m["content"] for m in sent] == ["a", "A", "b", NO_ANSWER, "and now?"]

@@ -464,3 +464,12 @@ def _pool():
     from holdfast.tools import ToolPool
 
     return ToolPool(2, 1.0)
+
+
+async def test_a_request_begins_only_when_the_reader_lets_it(rig: Rig) -> None:
+    """A worker that may have lost its lease holds the event back; the request must wait with it."""
+    async for event in rig.agent().run(context("!say hi")):
+        if isinstance(event, ModelRequested):
+            await asyncio.sleep(0.05)  # the reader thinks; whoever wants to run ahead has the time to
+            assert rig.stats["requests"] == 0
+    assert rig.stats["requests"] == 1

@@ -91,6 +91,14 @@ class Writer:
         self._form = _Form(VERSION, step, msgspec.Raw(ModelMessagesTypeAdapter.dump_json(messages)), {})
         return self._encoder.encode(self._form)
 
+    def recovered(self, step: int, messages: list[ModelMessage]) -> bytes:
+        """A run that broke off: its messages, and the results that the loop has not yet written into them."""
+        told = {part.tool_call_id for message in messages for part in message.parts if isinstance(part, ToolReturnPart)}
+        finished = {call: raw for call, raw in self._form.finished.items() if call not in told}
+        self.messages(step, messages)
+        self._form.finished = finished
+        return self._encoder.encode(self._form)
+
     def resume(self, progress: Progress) -> None:
         """Go on from what an earlier attempt wrote."""
         self.messages(progress.step, progress.messages)

@@ -99,8 +99,10 @@ class _Mended:
     def end_run(self, *, answered: bool) -> None:
         """The run is over: what it left open is closed, and the last word is the assistant's."""
         self._close_calls()
-        if self.messages and isinstance(self.messages[-1], ModelRequest):
-            self._say([TextPart(ANSWERED if answered else NO_ANSWER)])
+        last = self.messages[-1] if self.messages else None
+        if isinstance(last, ModelRequest):
+            by_tool = answered and isinstance(last.parts[-1], ToolReturnPart)
+            self._say([TextPart(ANSWERED if by_tool else NO_ANSWER)])
 
     def _request(self, message: ModelRequest) -> None:
         beside: list[ModelRequestPart] = []

@@ -136,7 +136,7 @@ class _Drive:
         self.failure: Exception | None = None
         self.tools = ToolRunner(ctx, settings.tool_timeout_s, settings.stop_grace_s, adapter.owner)
         self.hooks = Hooks(self.tools, ModelLimits.of(settings))
-        self.scope = RequestScope(self.channel.send, ctx.deadline)
+        self.scope = RequestScope(self._tell, ctx.deadline)
         self._writer = Writer()
         self._before: list[ModelMessage] = []  # this run's messages of earlier attempts
         self._known: frozenset[str] = frozenset()  # calls that earlier attempts have told of
@@ -145,6 +145,7 @@ class _Drive:
         self._requested_at = 0.0
         self._first_at: float | None = None
         self._told = False  # whether the log has the response at hand from an earlier attempt
+        self._resumed: ModelResponse | None = None  # the response that an earlier attempt ended with
 
     async def drive(self) -> None:
         """From the input, or the checkpoint, to the result; a failure is kept, a cancellation passes."""
@@ -155,6 +156,9 @@ class _Drive:
         except asyncio.CancelledError as error:
             self._recover(error)
             raise
+        except SystemExit as error:  # in a task it would end the worker's loop, and every other run with it
+            self._recover(error)
+            self.failure = RuntimeError(f"the agent called exit({error.code})")
         except Exception as error:  # noqa: BLE001 - translated at the outer edge, in `PydanticAgent.run`
             self._recover(error)
             self.failure = error
@@ -186,7 +190,7 @@ class _Drive:
     def _start(self, past: list[ModelMessage]) -> tuple[str | None, list[ModelMessage]]:
         """The prompt and the messages before it: the input anew, or where the checkpoint is."""
         taken = call_ids(past)
-        if self.ctx.attempt <= 1 or not self.ctx.checkpoint:
+        if not self.ctx.checkpoint:  # not by the attempt: a release, as a drain does it, counts none
             self._numbering = Numbering(self.ctx.first_part, taken, self._is_output)
             return self.ctx.input, past
         try:
@@ -204,7 +208,7 @@ class _Drive:
         self._known = frozenset(call_ids(messages))
         self.scope.step = progress.step
         if messages and isinstance(messages[-1], ModelResponse):
-            self.hooks.replay = messages[-1]
+            self.hooks.replay = self._resumed = messages[-1]
             self.tools.finished = dict(progress.finished)
             self.tools.in_flight = frozenset(progress.in_flight())
             self._writer.resume(progress)
@@ -216,7 +220,7 @@ class _Drive:
         self._told = replayed = self.hooks.replay is not None
         if not replayed:
             self.scope.step += 1
-            await self.channel.send(ModelRequested(self.scope.step, self._model_name(run), 1))
+            await self._tell(ModelRequested(self.scope.step, self._model_name(run), 1))
         self._numbering.begin()
         self._requested_at, self._first_at = time.monotonic(), None
         async with node.stream(run.ctx) as stream:
@@ -227,6 +231,12 @@ class _Drive:
                     if self._first_at is None:
                         self._first_at = time.monotonic()
                     await self.channel.send(told)
+
+    async def _tell(self, event: AgentEvent) -> None:
+        """Pass an event on; a request begins only when the reader lets it, who may doubt the worker's lease."""
+        await self.channel.send(event)
+        if isinstance(event, ModelRequested):
+            await self.channel.settle()
 
     async def _tools(self, run: AgentRun[Any, Any], node: CallToolsNode[Any, Any]) -> None:
         """Tell of the whole response, make it durable, and only then let its tools start."""
@@ -286,8 +296,17 @@ class _Drive:
 
     def _messages(self, run: AgentRun[Any, Any]) -> list[ModelMessage]:
         """This run's messages so far, those of earlier attempts included."""
-        waiting = [self.hooks.replay] if self.hooks.replay is not None else []
-        return [*self._before, *(waiting or run.new_messages())]
+        return self._own(run.new_messages())
+
+    def _own(self, new: list[ModelMessage]) -> list[ModelMessage]:
+        """`new` behind what earlier attempts have: pydantic-ai may count a replayed response as not new."""
+        resumed = self._resumed
+        if resumed is None:
+            return [*self._before, *new]
+        if self.hooks.replay is not None:
+            return [*self._before, resumed]
+        has_it = bool(new) and isinstance(new[0], ModelResponse)
+        return [*self._before, *([] if has_it else [resumed]), *new]
 
     def _recover(self, error: BaseException) -> None:
         """Keep what the run has, for the session's history."""
@@ -295,8 +314,7 @@ class _Drive:
             return
         lost = RunCancelled.from_cancellation(error)
         new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
-        waiting = [self.hooks.replay] if self.hooks.replay is not None else []
-        self.ctx.recovered = self._writer.messages(self.scope.step, [*self._before, *(waiting or new)])
+        self.ctx.recovered = self._writer.recovered(self.scope.step, self._own(new))
 
     def _responded(self, run: AgentRun[Any, Any], response: ModelResponse) -> ModelResponded:
         now = time.monotonic()
