@@ -6,11 +6,16 @@ import time
 from collections.abc import Callable
 
 import pytest
+from pydantic_ai import Agent
 from pydantic_ai.messages import ModelRequest, ModelResponse, ToolReturnPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from holdfast.agents import PydanticAgent
 from holdfast.agents.checkpoint import read
 from holdfast.agents.history import history_of
+from holdfast.config.settings import Settings
 from holdfast.ports.agent import ModelRetried, TextDelta, ToolArgs, ToolFinished
+from holdfast.tools import ToolPool
 from tests.agents.support import LIMIT_S, Rig, Told, context, tell, until
 from tests.agents.test_history import entry
 
@@ -141,3 +146,29 @@ async def test_a_partial_answer_is_history_and_marked(rig: Rig) -> None:
     assert sent[1]["content"] == "t1 t2 t3  [interrupted]"
     response = read(ctx.recovered).messages[-1]
     assert isinstance(response, ModelResponse)
+
+
+async def test_an_agent_that_swallows_its_stop_ends_at_its_next_event() -> None:
+    """Whoever catches the cancellation and goes on must not go on for ever, for nobody."""
+    swallowed = asyncio.Event()
+
+    async def stream(messages: list, info: AgentInfo):
+        yield "a"
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            swallowed.set()
+        while True:
+            yield "b"
+            await asyncio.sleep(0)
+
+    agent = PydanticAgent(Agent(FunctionModel(stream_function=stream)), "test", Settings(), ToolPool(1, 1.0))
+    told = Told()
+    running = asyncio.ensure_future(tell(agent.run(context("go")), told))
+    await until(lambda: bool(told.text))
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(LIMIT_S):
+            await running
+    assert swallowed.is_set()
+    assert len(agent.owner) == 0

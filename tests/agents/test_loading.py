@@ -10,14 +10,17 @@ from pydantic_ai.models.test import TestModel
 from holdfast.agents import AgentLoadError, GeneratorAgent, PydanticAgent, default_agent, load_agents
 from holdfast.config.settings import Settings
 from holdfast.tools import ToolPool
+from tests.agents.support import context, tell
 
 SOURCE = """
 from pydantic_ai import Agent
+from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.models.test import TestModel
 
 bare = Agent()
 named = Agent(TestModel(), name="weather")
 unnamed = Agent(TestModel())
+wrapped = WrapperAgent(named)
 number = 7
 
 async def echo(ctx):
@@ -82,6 +85,13 @@ def test_the_given_model_replaces_the_agents_own(here: Path) -> None:
     """--model is the last word."""
     (agent,) = load(here, "hf_agents:bare", model=True)
     assert agent.model_name == "test"
+
+
+async def test_a_wrapped_agent_is_driven_through_its_wrapper(here: Path) -> None:
+    """It is the way to give an agent usage limits, or anything else that its constructor does not take."""
+    (agent,) = load(here, "hf_agents:wrapped")
+    told = await tell(agent.run(context("hi")))
+    assert (agent.name, told.result.output) == ("weather", "success (no tool calls)")
 
 
 ERRORS = {

@@ -27,12 +27,18 @@ class Channel(Generic[T]):
         self._room = asyncio.Event()
         self._taken = asyncio.Event()
         self._closed = False
+        self._deaf = False
 
     async def send(self, item: T) -> None:
-        """Add `item`; waits while the channel is full."""
-        while len(self._items) >= self._size:
+        """Add `item`; waits while the channel is full.
+
+        Raises:
+            asyncio.CancelledError: The reader has gone: whoever swallowed his cancellation ends here.
+        """
+        while len(self._items) >= self._size and not self._deaf:
             self._room.clear()
-            await self._room.wait()  # bounded: the reader's end cancels the sender
+            await self._room.wait()  # bounded: the reader's end sets it
+        self._hear()
         self._items.append(item)
         self._taken.clear()
         self._ready.set()
@@ -40,7 +46,18 @@ class Channel(Generic[T]):
     async def settle(self) -> None:
         """Wait until the reader has dealt with everything sent, that is, has asked for more."""
         if self._items or not self._taken.is_set():
-            await self._taken.wait()  # bounded: the reader's end cancels the sender
+            await self._taken.wait()  # bounded: the reader's end sets it
+        self._hear()
+
+    def hang_up(self) -> None:
+        """Nobody reads any more."""
+        self._deaf = True
+        self._room.set()
+        self._taken.set()
+
+    def _hear(self) -> None:
+        if self._deaf:
+            raise asyncio.CancelledError("nobody reads this run any more")
 
     def close(self) -> None:
         """Nothing more comes; the reader ends after what is there."""

@@ -42,7 +42,12 @@ def to_run_ended(error: Exception) -> RunEnded:
         return _model(error)
     match error:
         case UsageLimitExceeded():
-            return _ended(Reason.BUDGET, "usage_limit", error, remedy="raise the agent's usage limits")
+            return _ended(
+                Reason.BUDGET,
+                "usage_limit",
+                error,
+                remedy="give the agent other usage limits: a WrapperAgent may pass usage_limits to iter",
+            )
         case ContentFilterError():
             return _ended(_MODEL, "model_content_filter", error, remedy="change the prompt")
         case OutputTokenLimitExceeded():

@@ -171,10 +171,6 @@ def _pydantic(
     pool: ToolPool,
     model: Model | None,
 ) -> Agent:
-    if not isinstance(found, PydanticAIAgent):
-        found = getattr(found, "wrapped", found)
-    if not isinstance(found, PydanticAIAgent):
-        raise AgentLoadError(f"agent {text!r} is {_what(found)}, which wraps no pydantic_ai.Agent")
     if model is None and found.model is None:
         raise AgentLoadError(
             f"agent {text!r} has no model; give it one (Agent('provider:name', ...)), or start with --model"

@@ -14,10 +14,12 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pydantic_core
 from pydantic_ai import Agent, AgentRun, CallToolsNode, DeferredToolRequests, ModelRequestNode
+from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import (
     FunctionToolResultEvent,
@@ -27,6 +29,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 from pydantic_ai.models import Model
+from pydantic_ai.result import AgentStream
 
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
@@ -58,14 +61,14 @@ from holdfast.tools import ToolPool
 
 
 class PydanticAgent:
-    """A `pydantic_ai.Agent` behind the `Agent` port."""
+    """A `pydantic_ai.Agent`, or what wraps one, behind the `Agent` port."""
 
     kind = KIND
     resumable = True
 
     def __init__(
         self,
-        agent: Agent[Any, Any],
+        agent: AbstractAgent[Any, Any],
         name: str,
         settings: Settings,
         pool: ToolPool,
@@ -108,6 +111,7 @@ class PydanticAgent:
             async for event in drive.channel.read():
                 yield event
         finally:
+            drive.channel.hang_up()
             await _end(task)
         if drive.failure is not None:
             ended = to_run_ended(drive.failure)
@@ -146,6 +150,7 @@ class _Drive:
         self._first_at: float | None = None
         self._told = False  # whether the log has the response at hand from an earlier attempt
         self._resumed: ModelResponse | None = None  # the response that an earlier attempt ended with
+        self._stream: AgentStream[Any, Any] | None = None  # the response that is being shown
 
     async def drive(self) -> None:
         """From the input, or the checkpoint, to the result; a failure is kept, a cancellation passes."""
@@ -218,12 +223,14 @@ class _Drive:
     async def _request(self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> None:
         """Stream one response; of one that is replayed, the log has everything already."""
         self._told = replayed = self.hooks.replay is not None
+        self._stream = None
         if not replayed:
             self.scope.step += 1
             await self._tell(ModelRequested(self.scope.step, self._model_name(run), 1))
         self._numbering.begin()
         self._requested_at, self._first_at = time.monotonic(), None
         async with node.stream(run.ctx) as stream:
+            self._stream = stream
             async for event in stream:
                 if replayed:
                     continue
@@ -240,6 +247,7 @@ class _Drive:
 
     async def _tools(self, run: AgentRun[Any, Any], node: CallToolsNode[Any, Any]) -> None:
         """Tell of the whole response, make it durable, and only then let its tools start."""
+        self._stream = None
         if not self._told:
             await self._respond(run, node.model_response)
         async with node.stream(run.ctx) as stream:
@@ -314,7 +322,17 @@ class _Drive:
             return
         lost = RunCancelled.from_cancellation(error)
         new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
-        self.ctx.recovered = self._writer.recovered(self.scope.step, self._own(new))
+        self.ctx.recovered = self._writer.recovered(self.scope.step, self._shown(self._own(new)))
+
+    def _shown(self, messages: list[ModelMessage]) -> list[ModelMessage]:
+        """`messages` with what was streamed since: just before and after a stream the loop keeps no part of it."""
+        last = messages[-1] if messages else None
+        if self._stream is None or (isinstance(last, ModelResponse) and last.parts):
+            return messages
+        shown = self._stream.response
+        if not shown.parts or any(list(message.parts) == list(shown.parts) for message in messages):
+            return messages
+        return [*messages, replace(shown, state="interrupted")]
 
     def _responded(self, run: AgentRun[Any, Any], response: ModelResponse) -> ModelResponded:
         now = time.monotonic()
