@@ -11,7 +11,7 @@ ID_PATTERN: Final = r"[A-Za-z0-9._:-]{1,128}"
 LOCAL_TENANT: Final = "local"
 
 _ID = re.compile(ID_PATTERN)
-_EVENT_ID = re.compile(r"(\d{1,15})(?:-(\d{1,15}))?")
+_EVENT_ID = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
 _ALPHABET: Final = string.ascii_letters + string.digits
 _RANDOM_CHARACTERS: Final = 20  # 119 bits
 
