@@ -158,8 +158,8 @@ class Model:
 
     def __init__(self, directory: Path) -> None:
         self.http = Http(free_port())
-        self.process = Process("rehearse", ["rehearse", "--port", str(self.http.port)], directory)
         self.url = f"http://127.0.0.1:{self.http.port}/v1"
+        self.process = Process("rehearse", ["rehearse", "--port", str(self.http.port)], directory)
 
         def answers() -> bool:
             assert self.process.popen.poll() is None, self.process.log()
@@ -167,7 +167,11 @@ class Model:
                 return self.http.ask("GET", "/_stats", limit_s=2)[0] == 200
             return False
 
-        until(answers, "rehearse answers", START_S)
+        try:
+            until(answers, "rehearse answers", START_S)
+        except BaseException:
+            self.process.end()
+            raise
 
     def stats(self) -> dict[str, Any]:
         return self.http.get("/_stats")
@@ -184,7 +188,11 @@ class System:
         self.model = Model(directory)
         self.http = Http(free_port())
         self.processes = [self.model.process]
-        self.server = self.start()
+        try:
+            self.server = self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def command(self, port: int) -> list[str]:
         model = ["--model", "rehearsal", "--model-url", self.model.url]
