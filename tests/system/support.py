@@ -3,6 +3,8 @@
 Every wait here has a limit, and only processes that were started here are ended, each by its pid.
 """
 
+from __future__ import annotations
+
 import http.client
 import json
 import math
@@ -70,6 +72,13 @@ class Process:
     @property
     def pid(self) -> int:
         return self.popen.pid
+
+    def answers(self, http: Http, path: str) -> bool:
+        """Whether it lives, and answers with 200."""
+        assert self.popen.poll() is None, f"{self.name} ended with {self.popen.returncode}:\n{self.log()}"
+        with suppress(OSError):
+            return http.ask("GET", path, limit_s=5)[0] == 200
+        return False
 
     def log(self) -> str:
         return self.path.read_text(errors="replace")
@@ -161,17 +170,9 @@ class Model:
         self.url = f"http://127.0.0.1:{self.http.port}/v1"
         self.process = Process("rehearse", ["rehearse", "--port", str(self.http.port)], directory)
 
-        def answers() -> bool:
-            assert self.process.popen.poll() is None, self.process.log()
-            with suppress(OSError):
-                return self.http.ask("GET", "/_stats", limit_s=2)[0] == 200
-            return False
-
-        try:
-            until(answers, "rehearse answers", START_S)
-        except BaseException:
-            self.process.end()
-            raise
+    def wait(self) -> None:
+        """Until it answers."""
+        until(lambda: self.process.answers(self.http, "/_stats"), "rehearse answers", START_S)
 
     def stats(self) -> dict[str, Any]:
         return self.http.get("/_stats")
@@ -189,7 +190,8 @@ class System:
         self.http = Http(free_port())
         self.processes = [self.model.process]
         try:
-            self.server = self.start()
+            self.server = self.start()  # it waits for its model
+            self.model.wait()
         except BaseException:
             self.close()
             raise
@@ -208,14 +210,7 @@ class System:
         server = Process(f"serve-{len(self.processes)}", self.command(self.http.port), self.directory, self.env)
         self.processes.append(server)
         self.server = server
-
-        def ready() -> bool:
-            assert server.popen.poll() is None, server.log()
-            with suppress(OSError):
-                return self.http.ask("GET", "/readyz", limit_s=2)[0] == 200
-            return False
-
-        until(ready, f"ready\n{server.log()}", START_S, every_s=0.005)
+        until(lambda: server.answers(self.http, "/readyz"), "serve is ready", START_S, every_s=0.005)
         self.ready_s = time.monotonic() - began
         return server
 
