@@ -14,7 +14,6 @@ class TestFile(StoreConformance):
     def harness(self, tmp_path: Path) -> StoreHarness:
         return SqliteHarness(tmp_path)
 
-    @pytest.mark.xfail(reason="no wakes between processes yet: another handle is up to a second late", strict=True)
     async def test_wakes_reach_other_handles(self, rig: Rig, harness: StoreHarness) -> None:
         await super().test_wakes_reach_other_handles(rig, harness)
 

@@ -42,14 +42,19 @@ def receipt(
     }
 
 
-def reaper_receipt(requested_ms: int, ended_ms: int, open_calls: list[OpenCall]) -> dict[str, Any]:
-    """The honest receipt of an end from outside: upstream unknown, unfinished tools abandoned."""
-    tools = [ToolEnd(c.call, c.name, "abandoned") for c in open_calls]
+def reaper_receipt(
+    requested_ms: int, ended_ms: int, open_calls: list[OpenCall], *, killed: bool = False
+) -> dict[str, Any]:
+    """The honest receipt of an end from outside: upstream unknown, unfinished tools abandoned.
+
+    With `killed` the process that ran them is known to be dead: they are killed, and nothing is abandoned.
+    """
+    tools = [ToolEnd(c.call, c.name, "killed" if killed else "abandoned") for c in open_calls]
     return receipt(
         requested_ms=requested_ms,
         ended_ms=ended_ms,
         upstream_closed_ms=None,
         tools=tools,
-        abandoned=bool(tools),
+        abandoned=bool(tools) and not killed,
         by="reaper",
     )

@@ -49,24 +49,9 @@ class Reaper:
 
     async def _reap(self) -> float:
         for reaped in await self._store.reap(_LIMIT, self._grace_ms):
-            await self._say(reaped)
+            await say_reaped(self._store, self._log, reaped)
         due_ms = await self._store.next_due_ms()
         return _EVERY_S if due_ms is None else min(_EVERY_S, max(_LEAST_S, due_ms / 1000))
-
-    async def _say(self, reaped: Reaped) -> None:
-        key = reaped.key
-        if reaped.outcome == "requeued":
-            self._log.write("run_requeued", run=key.run, session=reaped.session)
-            return
-        record = await self._store.get(key)
-        trace = record.spec.trace if record else None
-        facts = {"trace": trace, "run": key.run, "session": reaped.session}
-        if reaped.outcome == State.CANCELLED:
-            self._log.write("stream_cancelled", **facts, reason=reaped.reason)
-        if reaped.reason is Reason.SUPERSEDED:
-            self._log.write("prev_stream_timeout_on_cancel", run=key.run, session=reaped.session)
-        took = record.ended_at - record.created_at if record and record.ended_at else None
-        self._log.write("stream_end", **facts, state=reaped.outcome, reason=reaped.reason, duration_ms=took)
 
     async def _sweep(self) -> None:
         settings = self._settings
@@ -75,3 +60,20 @@ class Reaper:
         )
         if swept:
             self._log.write("swept", runs=swept)
+
+
+async def say_reaped(store: RunStore, log: Log, reaped: Reaped) -> None:
+    """The log lines of a run that was requeued or ended from outside."""
+    key = reaped.key
+    if reaped.outcome == "requeued":
+        log.write("run_requeued", run=key.run, session=reaped.session)
+        return
+    record = await store.get(key)
+    trace = record.spec.trace if record else None
+    facts = {"trace": trace, "run": key.run, "session": reaped.session}
+    if reaped.outcome == State.CANCELLED:
+        log.write("stream_cancelled", **facts, reason=reaped.reason)
+    if reaped.reason is Reason.SUPERSEDED:
+        log.write("prev_stream_timeout_on_cancel", run=key.run, session=reaped.session)
+    took = record.ended_at - record.created_at if record and record.ended_at else None
+    log.write("stream_end", **facts, state=reaped.outcome, reason=reaped.reason, duration_ms=took)

@@ -361,6 +361,15 @@ class RunStore(Protocol):
         """Expire at once the leases of workers proven dead (None: of all); how many there were."""
         ...
 
+    async def bury(self, worker: str, blamed: RunKey | None = None) -> list[Reaped]:
+        """Requeue or end at once what a worker that is proven dead held.
+
+        Without `blamed`, as if each lease had expired. With it, the worker was killed because that run blocked its
+        loop: that run ends with agent_error, code loop_blocked (cancelled, if it was told to stop), and the others
+        are requeued with no attempt counted.
+        """
+        ...
+
     async def read(self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None) -> Page:
         """At most `limit` events after seq `after`, fewer where they are large: a page is bounded in bytes too.
 

@@ -23,6 +23,11 @@ _TYPES: Final = {State.FAILED: EventType.RUN_FAILED, State.CANCELLED: EventType.
 _REMEDIES: Final = {
     Reason.WORKER_LOST: ("worker_lost", "the worker that held the run is gone", "send the prompt again"),
     Reason.DEADLINE: ("deadline", "the run's deadline passed", "raise deadline_s, or ask for less"),
+    Reason.AGENT_ERROR: (
+        "loop_blocked",
+        "the run blocked its worker's event loop, and the worker was killed",
+        "do not block in async code: make the tool a plain function, or use asyncio",
+    ),
     Reason.QUEUE_TIMEOUT: (
         "queue_timeout",
         "no worker took the run in time",
@@ -32,7 +37,14 @@ _REMEDIES: Final = {
 
 
 def end_from_outside(
-    tx: Tx, row: sqlite3.Row, state: State, reason: Reason, by: str, fold: Digest | None = None
+    tx: Tx,
+    row: sqlite3.Row,
+    state: State,
+    reason: Reason,
+    by: str,
+    fold: Digest | None = None,
+    *,
+    killed: bool = False,
 ) -> None:
     """End a run that no worker writes any more: the store composes the terminal event from the log.
 
@@ -43,9 +55,10 @@ def end_from_outside(
         reason: Why.
         by: Who asked, for run.cancelled.
         fold: The log's digest, if the caller has it already.
+        killed: Whether the process that worked on it is known to be dead.
     """
     fold = log.digest(tx, row["n"]) if fold is None else fold
-    receipt = reaper_receipt(row["stop_at"] or tx.wall, tx.wall, fold.open_calls())
+    receipt = reaper_receipt(row["stop_at"] or tx.wall, tx.wall, fold.open_calls(), killed=killed)
     usage, partial = fold.usage(), fold.partial()
     fields: dict[str, Any] = {"reason": reason}
     error = None

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
+from typing import Final
 
 from holdfast.stores.sqlite.connect import StoreError
+
+_PATIENCE_S: Final = 3.0
+_PAUSE_S: Final = 0.05
 
 
 class OwnerLock:
@@ -20,20 +25,30 @@ class OwnerLock:
         """
         self._path = Path(database + ".lock")
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StoreError(f"cannot open {self._path}: {error}; check the directory's permissions") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._fd, 64, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._fd)
-            raise StoreError(
-                f"{database} is served by process {holder}; stop that one, or give this one another --store"
-            ) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        self._take(database)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go."""
-        os.close(self._fd)
+        os.close(self.fd)
+
+    def _take(self, database: str) -> None:
+        """Wait a moment: the worker of a gateway that was killed holds the lock until it has seen that."""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if time.monotonic() < until:
+                    time.sleep(_PAUSE_S)
+                    continue
+                holder = os.pread(self.fd, 64, 0).decode(errors="replace").strip() or "unknown"
+                os.close(self.fd)
+                raise StoreError(
+                    f"{database} is served by process {holder}; stop that one, or give this one another --store"
+                ) from error
+            return

@@ -81,6 +81,29 @@ def settle(tx: Tx, each: Due, grace_ms: int) -> Reaped | None:
     return Reaped(each.key, row["session"], move.to.state, reason)
 
 
+def bury(tx: Tx, worker: str, blamed: RunKey | None) -> list[Reaped]:
+    """What a dead worker held, at once; see the port."""
+    rows = tx.all("SELECT * FROM runs WHERE state = 'running' AND worker = ? ORDER BY rank", worker)
+    return [_take_from_the_dead(tx, row, blamed) for row in rows]
+
+
+def _take_from_the_dead(tx: Tx, row: sqlite3.Row, blamed: RunKey | None) -> Reaped:
+    key = key_of(row)
+    spent = row["begun"] and row["attempt"] >= row["attempts_max"]
+    trigger = Trigger.ATTEMPTS_SPENT if key == blamed or (spent and blamed is None) else Trigger.LEASE_LOST
+    move = decide(phase(row), trigger)
+    assert isinstance(move, Move)  # noqa: S101 - both triggers move every running run
+    state = move.to.state
+    if state is State.QUEUED:
+        requeue(tx, row, counts=blamed is None)
+        return Reaped(key, row["session"], "requeued", None)
+    reason = Reason.AGENT_ERROR if key == blamed else Reason.WORKER_LOST
+    if state is State.CANCELLED:
+        reason = Reason(row["stopping"])
+    end_from_outside(tx, row, state, reason, row["stop_by"], killed=True)
+    return Reaped(key, row["session"], state, reason)
+
+
 def next_due(tx: Tx) -> int | None:
     """Milliseconds until the first timer runs out, grace not counted."""
     row = tx.one(

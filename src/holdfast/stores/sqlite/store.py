@@ -39,6 +39,7 @@ from holdfast.stores.sqlite import claiming, creating, reading, reaping, session
 from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, MEMORY, SCHEMA_VERSION, connect, file_of, prepare
 from holdfast.stores.sqlite.heart import SqliteHeart, WriterHeart
 from holdfast.stores.sqlite.lock import OwnerLock
+from holdfast.stores.sqlite.neighbours import Neighbours
 from holdfast.stores.sqlite.readers import Readers
 from holdfast.stores.sqlite.rows import find, record_of
 from holdfast.stores.sqlite.tx import Tx
@@ -63,8 +64,10 @@ class SqliteStore:
         readers: Readers | None,
         lock: OwnerLock | None,
         hub: Hub,
+        neighbours: Neighbours | None,
     ) -> None:
         """Use `open`."""
+        self._neighbours = neighbours
         self.path = path
         self._clock = clock
         self._writer = writer
@@ -105,11 +108,19 @@ class SqliteStore:
                 lock.release()
             raise
         hub = Hub()
-        writer = Writer(conn, clock, hub)
-        store = cls(path, clock, writer, None if path == MEMORY else Readers(path, clock), lock, hub)
+        neighbours = None if path == MEMORY else Neighbours(path, hub)
+        publish = [hub.publish] if neighbours is None else [hub.publish, neighbours.publish]
+        writer = Writer(conn, clock, publish)
+        readers = None if path == MEMORY else Readers(path, clock)
+        store = cls(path, clock, writer, readers, lock, hub, neighbours)
         if own:
             writer.do_sync("disown", lambda tx: claiming.disown(tx, None), BUSY_TIMEOUT_S)
         return store
+
+    @property
+    def lock_fd(self) -> int | None:
+        """The owner's lock, for a worker process to inherit: the file is served for as long as either lives."""
+        return None if self._lock is None else self._lock.fd
 
     async def create(self, new: NewRun) -> Created:
         """See the port."""
@@ -197,6 +208,10 @@ class SqliteStore:
     async def disown(self, workers: Sequence[str] | None = None) -> int:
         """See the port."""
         return await self._writer.do("disown", lambda tx: claiming.disown(tx, workers))
+
+    async def bury(self, worker: str, blamed: RunKey | None = None) -> list[Reaped]:
+        """See the port."""
+        return await self._writer.do("bury", lambda tx: reaping.bury(tx, worker, blamed))
 
     async def read(self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None) -> Page:
         """See the port."""
@@ -299,6 +314,8 @@ class SqliteStore:
         self._writer.close(_CLOSE_S)
         if self._readers is not None:
             self._readers.close()
+        if self._neighbours is not None:
+            self._neighbours.close()
         if self._lock is not None:
             with suppress(OSError):
                 self._lock.release()

@@ -10,21 +10,23 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.ports.clock import Clock
+from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC
 from holdfast.stores.sqlite.tx import Tx
-from holdfast.stores.wakes import Hub
 
 T = TypeVar("T")
 Operation = Callable[[Tx], T]
 
 _GROUP_MAX: Final = 500
 _QUEUE_MAX: Final = 20_000
+_LOOK_S: Final = 0.05
 
 
 class _Job:
@@ -44,12 +46,14 @@ class _Job:
 class Writer:
     """Owns the writing connection."""
 
-    def __init__(self, conn: sqlite3.Connection, clock: Clock, hub: Hub) -> None:
-        """Start the thread."""
+    def __init__(self, conn: sqlite3.Connection, clock: Clock, publish: Sequence[Callable[[set[str]], None]]) -> None:
+        """Start the thread. `publish`: who hears of wakes, first the waiters of this process."""
         self._conn = conn
         self._clock = clock
-        self._hub = hub
+        self._publish = publish
         self._jobs: queue.Queue[_Job | None] = queue.Queue(_QUEUE_MAX)
+        self._version: int | None = None
+        self._looked_at = 0.0
         self._closed = False
         self._died: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="holdfast-writer", daemon=True)
@@ -106,7 +110,8 @@ class Writer:
                 group, last = self._take()
                 wakes = self._carry_out(group)
                 self._answer(group)  # before the wakes: whoever is woken finds the asker already answered
-                self._hub.publish(wakes)
+                for publish in self._publish:
+                    publish(wakes)
         except BaseException as error:  # noqa: BLE001 - the thread's death is the store's: every later call says so
             self._died = error
         finally:
@@ -116,7 +121,7 @@ class Writer:
     def _take(self) -> tuple[list[_Job], bool]:
         """Wait for work; everything that is queued, and whether the thread shall end after it."""
         group: list[_Job] = []
-        job = self._jobs.get()  # bounded: `close` puts the end into the queue
+        job = self._wait()
         while True:
             if job is None:
                 return group, True
@@ -127,6 +132,29 @@ class Writer:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 return group, False
+
+    def _wait(self) -> _Job | None:
+        """The next job; meanwhile, tell those who wait for work or stops when another process has written."""
+        while True:
+            try:
+                job = self._jobs.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._look()
+            else:
+                self._look()
+                return job
+
+    def _look(self) -> None:
+        """`data_version` of this connection moves when any other connection has committed."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        with suppress(sqlite3.Error):
+            version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+            if self._version not in (None, version):
+                self._publish[0]({READY_TOPIC, CONTROL_TOPIC})
+            self._version = version
 
     def _carry_out(self, group: list[_Job]) -> set[str]:
         if not group:
