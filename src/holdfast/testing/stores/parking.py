@@ -138,6 +138,16 @@ class Parking(StoreCase):
         assert again.fence.epoch > first.fence.epoch
         await rig.begin(other)
 
+    async def test_a_released_run_goes_before_older_ones_that_became_ready_since(self, rig: Rig) -> None:
+        """It was being worked on: prompts that are older but were behind others have not been."""
+        first = await rig.running("s1")
+        older = await rig.create("s1")
+        holder = await rig.running("s2")
+        await first.finish()
+        await holder.release()
+        await rig.begin(holder.key)
+        await rig.begin(older)
+
     async def test_a_release_is_no_attempt(self, rig: Rig) -> None:
         """A requeue for a neighbour's fault, or a drain, does not count."""
         holder = await rig.running(limits=replace(CALM, attempts_max=1))

@@ -94,6 +94,16 @@ class Reading(StoreCase):
         assert page.status is Status.OK
         assert page.resync
 
+    async def test_an_offset_beyond_the_head_says_resync(self, rig: Rig) -> None:
+        """A plain seq that the log never had is no better: waiting for it would be silence, and a tail says so."""
+        holder = await rig.running()
+        page = await rig.store.read(holder.key, holder.head + 1)
+        assert (page.status, page.events, page.resync) == (Status.OK, [], True)
+        assert not (await rig.store.read(holder.key, holder.head)).resync
+        async with asyncio.timeout(5):
+            pages = [page async for page in rig.store.tail(holder.key, holder.head + 1)]
+        assert [p.resync for p in pages] == [True]
+
     async def test_an_unknown_run_has_no_page(self, rig: Rig) -> None:
         """Never an empty log for a wrong id."""
         nobody = RunKey("local", "r_none")
