@@ -24,6 +24,7 @@ from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import (
     FunctionToolResultEvent,
     ModelMessage,
+    ModelRequest,
     ModelResponse,
     ToolCallPart,
     ToolReturnPart,
@@ -322,7 +323,9 @@ class _Drive:
             return
         lost = RunCancelled.from_cancellation(error)
         new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
-        self.ctx.recovered = self._writer.recovered(self.scope.step, self._shown(self._own(new)))
+        messages = self._shown(self._own(new))
+        if messages and isinstance(messages[0], ModelRequest):  # else the log knows more: the input, at least
+            self.ctx.recovered = self._writer.recovered(self.scope.step, messages)
 
     def _shown(self, messages: list[ModelMessage]) -> list[ModelMessage]:
         """`messages` with what was streamed since: just before and after a stream the loop keeps no part of it."""
