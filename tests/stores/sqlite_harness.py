@@ -1,11 +1,16 @@
 """SQLite under the conformance suite: handles on one file or in memory, one clock for all of them."""
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 from holdfast.ports.store import RunStore
 from holdfast.stores.sqlite import SqliteStore
 from holdfast.testing import ManualClock
+
+
+def _lose(topics: Iterable[str]) -> None:
+    """Takes the place of whoever publishes wakes."""
 
 
 class SqliteHarness:
@@ -33,7 +38,8 @@ class SqliteHarness:
 
     def lose_wakes(self) -> None:
         for store in self._handles:
-            store._hub.publish = lambda topics: None
+            store._hub.publish = _lose
+            store._writer._publish = [_lose]
 
     async def close(self) -> None:
         handles, self._handles = self._handles, []
