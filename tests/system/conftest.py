@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.system.support import System
+from tests.system.support import FULL, System
 
 FIGURES: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 DIVER = "agents_under_test:diver"
@@ -59,3 +60,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for system in [*systems, *getattr(found.get("start_system"), "started", [])]:
             report.sections.append(("what the processes said", system.logs()))
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """At full size (HOLDFAST_FULL=1) these tests belong to `make chaos`; at CI's size to every `make test`."""
+    here = Path(__file__).parent
+    for item in items:
+        if FULL and here in item.path.parents:
+            item.add_marker(pytest.mark.chaos)
