@@ -11,7 +11,7 @@ from holdfast.config import Settings
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"host": "0.0.0.0"}, "loopback"),  # noqa: S104 - this is what is refused
+        ({"host": "0.0.0.0"}, "loopback"),
         ({"host": "192.168.1.7"}, "loopback"),
         ({"host": "example.org"}, "loopback"),
         ({"profile": "staging"}, "staging"),

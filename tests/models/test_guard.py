@@ -13,6 +13,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.test import TestModel
 
+from holdfast.app.upstream import probe_model
 from holdfast.config.settings import Settings
 from holdfast.models import (
     GuardedModel,
@@ -22,7 +23,6 @@ from holdfast.models import (
     ModelTruncated,
     RequestScope,
     in_scope,
-    probe_model,
 )
 from holdfast.ports.agent import AgentEvent, ModelRetried
 from holdfast.ports.probe import Probe, enter

@@ -1,7 +1,7 @@
 """The composition root: puts the parts together and runs them."""
 
+from holdfast.app.errors import StartError
 from holdfast.app.runtime import Runtime
-from holdfast.app.served import StartError
 from holdfast.app.serving import serve
 
 __all__ = ["Runtime", "StartError", "serve"]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from holdfast.app.upstream import probe_model
 from holdfast.config import Settings
-from holdfast.models.resolve import probe_model
 from holdfast.ports.store import RunStore
 
 _GOOD_FOR_S: Final = 60.0
@@ -21,15 +21,13 @@ class Readiness:
         self,
         store: RunStore,
         settings: Settings,
-        worker: str,
-        worker_alive: Callable[[], bool],
+        worker: Callable[[], tuple[str, str]],
         draining: Callable[[], bool],
     ) -> None:
-        """Take what is asked."""
+        """Take what is asked; `worker` answers its name, and why it does not work or ""."""
         self._draining = draining
         self._store = store
         self._settings = settings
-        self._worker_alive = worker_alive
         self._worker = worker
         self._model: tuple[float, dict[str, Any]] | None = None
 
@@ -49,10 +47,11 @@ class Readiness:
         return {"ok": True, "kind": facts["kind"], "ready_runs": facts["ready"]}
 
     async def _worker_part(self) -> dict[str, Any]:
-        if not self._worker_alive():
-            return {"ok": False, "why": "the worker has ended; restart the server, its log says why"}
+        name, why = self._worker()
+        if why:
+            return {"ok": False, "why": why}
         seen = {w.worker: w for w in await self._store.workers()}
-        mine = seen.get(self._worker)
+        mine = seen.get(name)
         age_s = None if mine is None else time.time() - mine.seen_at / 1000
         if mine is None or age_s is None or age_s > self._settings.lease_s:
             return {"ok": False, "why": "the worker has not reported yet", "age_s": age_s}

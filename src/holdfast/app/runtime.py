@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast import __version__
 from holdfast.aio import Owner
+from holdfast.app.errors import StartError
 from holdfast.app.readiness import Readiness
-from holdfast.app.served import Served, StartError, load_served
-from holdfast.app.threads import WorkerThread
+from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings
 from holdfast.engine.reaper import Reaper
 from holdfast.engine.sessions import Sessions
-from holdfast.engine.worker import Worker, worker_name
 from holdfast.gateway.app import GatewayApp, create_app
 from holdfast.gateway.server import BindError, Server
 from holdfast.ports.agent import Agent, AgentInfo
-from holdfast.ports.clock import SystemClock
 from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.stores.sqlite.connect import MEMORY
 from holdfast.telemetry import Log
-from holdfast.tools.pool import ToolPool
+
+if TYPE_CHECKING:
+    from holdfast.app.threads import WorkerThread
 
 
 class Runtime:
-    """A whole Holdfast in one process: store, worker on its own thread, reaper, gateway.
+    """A whole Holdfast: store, gateway, reaper, and a worker as a supervised process or on a thread of this one.
 
-    Use as an async context manager. `agents` may be given instead of specs, for tests and embedding.
+    Use as an async context manager. `agents` may be given instead of specs, for tests and embedding; they are
+    served on a thread, as with `in_process`.
     """
 
     def __init__(
@@ -48,8 +49,7 @@ class Runtime:
         self.sessions: Sessions
         self.app: GatewayApp
         self.server: Server
-        self.worker: WorkerThread
-        self.infos: list[AgentInfo] = []
+        self.worker: WorkerThread | Supervisor
 
     async def __aenter__(self) -> Runtime:
         """Start everything, in order of dependency.
@@ -72,6 +72,11 @@ class Runtime:
         await self.close()
 
     @property
+    def infos(self) -> Sequence[AgentInfo]:
+        """The served agents."""
+        return self.worker.agents
+
+    @property
     def url(self) -> str:
         """Where it listens."""
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
@@ -84,8 +89,8 @@ class Runtime:
 
     async def broken(self) -> str:
         """What has ended that cannot begin again in this process, or ""."""
-        if not self.worker.alive:
-            return "the worker's thread has ended"
+        if self.worker.dead:
+            return self.worker.why
         facts = await self.store.health()
         return str(facts["error"]) if "writer" in str(facts.get("error", "")) else ""
 
@@ -95,7 +100,7 @@ class Runtime:
 
     async def stop_all(self) -> None:
         """The second signal: all runs end now."""
-        await self.worker.ask(self.worker.worker.stop_all(), self.settings.stop_grace_s + 3.0)
+        await self.worker.stop_all()
 
     async def _start(self) -> None:
         settings = self.settings
@@ -103,37 +108,25 @@ class Runtime:
         with self._phase("store"):
             self.store = await SqliteStore.open(settings.store, own=True)
             self._stack.push_async_callback(self.store.close)
-        with self._phase("agents"):
-            served = await self._load()
         with self._phase("worker"):
-            self._start_worker(served)
+            await self._start_worker()
         with self._phase("recovery"):
             self._stack.push_async_callback(self._owner.close, 1.0)
             _ = self._owner.spawn(Reaper(self.store, settings, self.log).run(), "reaper")
         with self._phase("gateway"):
             await self._start_gateway()
 
-    async def _load(self) -> Served | None:
-        if self._given:
-            self.infos = [AgentInfo(a.name, a.kind, "", a.resumable) for a in self._given]
-            return None
-        served = await load_served(self.settings, self._specs)
-        self.infos = served.infos
-        self._given = served.agents
-        self._stack.callback(served.pool.close, 1.0)
-        return served
+    async def _start_worker(self) -> None:
+        settings = self.settings
+        if settings.in_process or self._given or settings.store.endswith(MEMORY):
+            from holdfast.app.threads import WorkerThread  # with it come the agent libraries
 
-    def _start_worker(self, served: Served | None) -> None:
-        clock = SystemClock()
-        facts = _pool_facts(served.pool) if served is not None else dict
-        worker = Worker(self.store, self._given, self.settings, self.log, clock, worker_name(os.getpid()), facts)
-
-        async def at_end() -> None:
-            if served is not None:
-                await served.aclose()
-
-        self.worker = WorkerThread(worker, self.log, at_end)
-        self.worker.start()
+            self.worker = WorkerThread(self.store, settings, self._specs, self._given, self.log)
+        else:
+            lock = self.store.lock_fd
+            inherited = [] if lock is None else [lock]
+            self.worker = Supervisor(self.store, settings, self._specs, self.log, inherited)
+        await self.worker.start()
         self._stack.push_async_callback(self._close_worker)
 
     async def _close_worker(self) -> None:
@@ -141,9 +134,9 @@ class Runtime:
 
     async def _start_gateway(self) -> None:
         settings = self.settings
-        self.sessions = Sessions(self.store, settings, self.log, lambda: self.infos, self.worker.worker)
+        self.sessions = Sessions(self.store, settings, self.log, lambda: self.worker.agents, self.worker)
         ready = Readiness(
-            self.store, settings, self.worker.worker.name, lambda: self.worker.alive, lambda: self.sessions.draining
+            self.store, settings, lambda: (self.worker.name, self.worker.why), lambda: self.sessions.draining
         )
         self.app = create_app(
             self.sessions,
@@ -191,10 +184,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _pool_facts(pool: ToolPool) -> Callable[[], dict[str, Any]]:
-    return lambda: {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
 
 
 class _Phase:

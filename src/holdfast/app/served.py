@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from holdfast.agents.loading import AgentLoadError, default_agent, load_agents
+from holdfast.app.errors import StartError
+from holdfast.app.upstream import probe_model
 from holdfast.config import Settings
-from holdfast.models.resolve import ModelClient, ModelConfigError, probe_model
+from holdfast.models.resolve import ModelClient, ModelConfigError
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.tools.pool import ToolPool
-
-
-class StartError(Exception):
-    """The server cannot start; the text says why and what to do."""
 
 
 @dataclass
@@ -50,5 +49,15 @@ async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
     except (AgentLoadError, ModelConfigError) as error:
         raise StartError(f"cannot start: {error}") from error
     rehearsal = bool(settings.model_url) and (await probe_model(settings.model_url)).rehearsal
-    infos = [AgentInfo(agent.name, agent.kind, settings.model or "", agent.resumable, rehearsal) for agent in agents]
+    infos = [_info(agent, settings, rehearsal=rehearsal) for agent in agents]
     return Served(agents, infos, client, pool)
+
+
+def pool_facts(pool: ToolPool) -> Callable[[], dict[str, Any]]:
+    """How the tools' threads are, for /api/workers."""
+    return lambda: {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
+
+
+def _info(agent: Agent, settings: Settings, *, rehearsal: bool) -> AgentInfo:
+    model = settings.model or getattr(agent, "model_name", "")
+    return AgentInfo(agent.name, agent.kind, model, agent.resumable, rehearsal)

@@ -14,8 +14,9 @@ import uvloop
 
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
+from holdfast.app.errors import StartError
 from holdfast.app.runtime import Runtime
-from holdfast.app.served import StartError
+from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings
 from holdfast.rehearsal import CannotListen, RehearsalServer
 from holdfast.telemetry import Log
@@ -104,6 +105,13 @@ class _Signals:
         (self.second if self.first.is_set() else self.first).set()
 
 
+def _processes(runtime: Runtime) -> str:
+    worker = runtime.worker
+    if isinstance(worker, Supervisor):
+        return f"gateway (pid {os.getpid()}) and a supervised worker process (pid {worker.pid})"
+    return f"gateway and worker in one process (pid {os.getpid()})"
+
+
 def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: bool) -> None:
     settings, url = runtime.settings, runtime.url
     agents = ", ".join(info.name for info in runtime.infos)
@@ -120,7 +128,7 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
         f"  store   {settings.store} (fsync at every commit)",
         f"  model   {model}",
         f"  agents  {agents}",
-        f"  mode    {settings.profile}, gateway and worker in one process (pid {os.getpid()}), loopback without keys",
+        f"  mode    {settings.profile}, {_processes(runtime)}, loopback without keys",
         "try",
         f"  open {url}",
         f"  curl -N {url}/api/runs -H 'Accept: text/event-stream' -d '{{\"input\": \"hello\"}}'",

@@ -3,77 +3,133 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 import uvloop
 
 from holdfast.aio import settle
-from holdfast.engine.worker import Worker
+from holdfast.app.served import Served, load_served, pool_facts
+from holdfast.config import Settings
+from holdfast.domain.ids import RunKey
+from holdfast.engine.worker import Worker, worker_name
+from holdfast.ports.agent import Agent, AgentInfo
+from holdfast.ports.clock import SystemClock
+from holdfast.ports.store import RunStore
 from holdfast.telemetry import Log
 
 _START_S: Final = 10.0
 _END_S: Final = 5.0
+_DRAIN_EXTRA_S: Final = 10.0
+_INSPECT_S: Final = 0.5
 
 
 class WorkerThread:
-    """Starts a worker on its own loop, and speaks to it from another."""
+    """Loads the agents, starts a worker on its own loop, and speaks to it from another."""
 
-    def __init__(self, worker: Worker, log: Log, at_end: Callable[[], Awaitable[None]]) -> None:
-        """Take the worker; `at_end` runs on its loop after it has ended, to close what lives there."""
-        self.worker = worker
+    def __init__(
+        self, store: RunStore, settings: Settings, specs: Sequence[str], given: Sequence[Agent], log: Log
+    ) -> None:
+        """Nothing is started yet; `given` agents are served as they are, else `specs` are loaded."""
+        self._store = store
+        self._settings = settings
+        self._specs = specs
+        self._given = list(given)
         self._log = log
-        self._at_end = at_end
+        self._served: Served | None = None
+        self._worker: Worker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = threading.Event()
+        self.agents: list[AgentInfo] = []
         # A daemon: user code that blocks the loop for good must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="holdfast-worker", daemon=True)
 
-    def start(self) -> None:
-        """Begin; returns when the loop runs."""
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self._worker.name if self._worker else ""
+
+    @property
+    def why(self) -> str:
+        """Why no run would be worked on now, or ""."""
+        return "" if self._thread.is_alive() else "the worker's thread has ended; restart the server, its log says why"
+
+    @property
+    def dead(self) -> bool:
+        """Whether only a new process can work again."""
+        return not self._thread.is_alive()
+
+    async def start(self) -> None:
+        """Load and begin; returns when the loop runs.
+
+        Raises:
+            StartError: The agents cannot be loaded.
+        """
+        if self._given:
+            self.agents = [AgentInfo(a.name, a.kind, "", a.resumable) for a in self._given]
+        else:
+            self._served = await load_served(self._settings, self._specs)
+            self.agents = self._served.infos
+            self._given = self._served.agents
+        facts = pool_facts(self._served.pool) if self._served is not None else dict
+        name = worker_name(os.getpid())
+        self._worker = Worker(self._store, self._given, self._settings, self._log, SystemClock(), name, facts)
         self._thread.start()
         self._started.wait(_START_S)
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread still runs."""
-        return self._thread.is_alive()
-
     async def close(self, drain_s: float) -> None:
         """Drain, release, end: bounded, also when the loop is blocked."""
-        settings_bound = drain_s + 10.0
-        await self.ask(self.worker.close(drain_s), settings_bound)
+        if self._worker is None:
+            return
+        await self._ask(self._worker.close(drain_s), drain_s + _DRAIN_EXTRA_S)
         loop = asyncio.get_running_loop()
         until = loop.time() + _END_S
-        while self.alive and loop.time() < until:  # noqa: ASYNC110 - a thread ends, no event says so
+        while self._thread.is_alive() and loop.time() < until:  # noqa: ASYNC110 - a thread ends, no event says so
             await asyncio.sleep(0.01)
-        if self.alive:
-            self._log.write("worker_thread_stuck", worker=self.worker.name)
+        if self._thread.is_alive():
+            self._log.write("worker_thread_stuck", worker=self.name)
+        if self._served is not None:
+            self._served.pool.close(1.0)
 
-    async def ask(self, work: Coroutine[Any, Any, Any], limit_s: float) -> bool:
-        """Carry out `work` on the worker's loop; whether it was done within `limit_s` seconds."""
-        if self._loop is None or not self.alive:
+    async def stop_all(self) -> None:
+        """The second signal: every run ends now."""
+        if self._worker is not None:
+            await self._ask(self._worker.stop_all(), self._settings.stop_grace_s + 3.0)
+
+    async def inspect(self, key: RunKey) -> dict[str, Any] | None:
+        """What a held run waits on."""
+        if self._worker is None:
+            return None
+        found: dict[str, Any] | None = await self._ask(self._worker.inspect(key), _INSPECT_S)
+        return found
+
+    async def _ask(self, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
+        """Carry out `work` on the worker's loop; its answer, or None after `limit_s` seconds."""
+        if self._loop is None or not self._thread.is_alive():
             work.close()
-            return False
-        answer = asyncio.ensure_future(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))
+            return None
+        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
         done, _ = await asyncio.wait([answer], timeout=limit_s)
-        return bool(done)
+        return answer.result() if done else None
 
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._main())
         except BaseException as error:  # noqa: BLE001 - the thread's last word; readiness sees that it is gone
-            self._log.write("worker_thread_died", worker=self.worker.name, error=repr(error))
+            self._log.write("worker_thread_died", worker=self.name, error=repr(error))
         finally:
             self._started.set()
 
     async def _main(self) -> None:
+        assert self._worker is not None  # noqa: S101 - set by `start`
         self._loop = asyncio.get_running_loop()
         self._started.set()
         try:
-            await self.worker.run()
+            await self._worker.run()
         finally:
-            closing = asyncio.ensure_future(self._at_end())
-            await settle([closing], 1.0)
+            if self._served is not None:
+                closing = asyncio.ensure_future(self._served.aclose())
+                await settle([closing], 1.0)

@@ -29,9 +29,7 @@ _port = click.IntRange(0, 65535)
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=_port, help="Port to listen on (default 8484).")
 @click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev.")
-@click.option(
-    "--in-process", is_flag=True, default=None, help="Run the worker in the gateway's process (so far it always is)."
-)
+@click.option("--in-process", is_flag=True, default=None, help="Run the worker in the gateway's process.")
 def serve(agents: tuple[str, ...], **options: Any) -> None:
     """Serve agents over HTTP.
 

@@ -11,6 +11,7 @@ This module is the run's outer edge: the only place where the agent's CancelledE
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from holdfast.domain.events import EventType, decode_event, encode_event
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.engine.appender import Appender, Lost
+from holdfast.engine.blame import BlameBoard, work_for
 from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal, tool_ends
 from holdfast.engine.translate import Translator
 from holdfast.ports.agent import Agent, Result, RunContext
@@ -52,6 +54,7 @@ class Surroundings:
     owner: Owner
     worker: str
     healthy: Callable[[], bool]  # the lease was renewed recently enough to begin new work
+    board: BlameBoard | None = None  # where the run in user code is marked
 
 
 class Executor:
@@ -172,7 +175,7 @@ class Executor:
     async def _drive(self, appender: Appender, ctx: RunContext) -> Outcome | None:
         """Run the agent until it ends, or is told to, or is out of time. None: the run is not ours to end."""
         loop = asyncio.get_running_loop()
-        work = self._around.owner.spawn(self._iterate(ctx), f"agent {self.claim.key.run}")
+        work = self._spawn_agent(ctx)
         waits: set[asyncio.Future[Any]] = {work, self._told, appender.failed}
         await asyncio.wait(waits, timeout=max(0.0, self._deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED)
         if appender.failed.done():
@@ -183,6 +186,18 @@ class Executor:
         if self._told.done():
             return await self._obey(appender, work, self._told.result())
         return await self._time_up(work, appender)
+
+    def _spawn_agent(self, ctx: RunContext) -> asyncio.Task[Result | None]:
+        """Start the agent's task, marked on the board of a supervised worker for as long as it lives."""
+        name, board = f"agent {self.claim.key.run}", self._around.board
+        if board is None:
+            return self._around.owner.spawn(self._iterate(ctx), name)
+        slot = board.take(self.claim.key)
+        context = contextvars.copy_context()
+        context.run(work_for, slot)
+        work = context.run(self._around.owner.spawn, self._iterate(ctx), name)
+        work.add_done_callback(lambda _: board.give_back(slot))
+        return work
 
     async def _iterate(self, ctx: RunContext) -> Result | None:
         """The agent's own task."""

@@ -67,8 +67,8 @@ class SessionView(msgspec.Struct, frozen=True):
 class Inspector(Protocol):
     """Whoever holds runs can say what they are doing."""
 
-    def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a held run waits on; None where this worker does not hold it."""
+    async def inspect(self, key: RunKey) -> dict[str, Any] | None:
+        """What a held run waits on; None where no worker here holds it. Bounded."""
         ...
 
 
@@ -229,7 +229,7 @@ class Sessions:
     async def inspect(self, key: RunKey) -> dict[str, Any]:
         """Why a run is not finished: its timers, and what its worker says of it."""
         record = await self.get(key)
-        held = self._inspector.inspect(key) if self._inspector else None
+        held = await self._inspector.inspect(key) if self._inspector else None
         return _inspection(record, held)
 
     async def workers(self) -> list[WorkerRecord]:

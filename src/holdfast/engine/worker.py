@@ -16,6 +16,7 @@ from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
+from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
@@ -42,8 +43,20 @@ class Worker:
         clock: Clock,
         name: str,
         pool_facts: Callable[[], dict[str, Any]] = dict,
+        board: BlameBoard | None = None,
     ) -> None:
-        """Take everything; `run` starts it. `pool_facts` says how the tools' threads are, for /api/workers."""
+        """Take everything; `run` starts it.
+
+        Args:
+            store: Where runs are claimed.
+            agents: What is served.
+            settings: The bounds.
+            log: Where facts are written.
+            clock: For what is told to people.
+            name: Of this worker, new at each start.
+            pool_facts: How the tools' threads are, for /api/workers.
+            board: Where the run in user code is marked; None where no supervisor looks.
+        """
         self._pool_facts = pool_facts
         self.name = name
         self._store = store
@@ -57,7 +70,7 @@ class Worker:
         self._freed = asyncio.Event()
         self._closed = asyncio.Event()
         self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver)
-        self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy)
+        self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy, board)
 
     async def run(self) -> None:
         """Claim and hold until `close` is called; returns when everything has ended or was abandoned."""
@@ -95,8 +108,8 @@ class Worker:
             executor.tell(Told("stop", Reason.SHUTDOWN, by="shutdown", requested_ms=now_ms))
         await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
 
-    def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a held run waits on; from any thread."""
+    async def inspect(self, key: RunKey) -> dict[str, Any] | None:
+        """What a held run waits on; from any loop."""
         held = self._executors.get(key)
         if held is None:
             return None

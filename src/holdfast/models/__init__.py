@@ -2,7 +2,7 @@
 
 from holdfast.models.errors import ModelBadResponse, ModelStalled, ModelTruncated
 from holdfast.models.guard import GuardedModel, ModelLimits
-from holdfast.models.resolve import ModelClient, ModelConfigError, Reached, probe_model
+from holdfast.models.resolve import ModelClient, ModelConfigError
 from holdfast.models.scope import RequestScope, in_scope
 
 __all__ = [
@@ -13,8 +13,6 @@ __all__ = [
     "ModelLimits",
     "ModelStalled",
     "ModelTruncated",
-    "Reached",
     "RequestScope",
     "in_scope",
-    "probe_model",
 ]

@@ -8,10 +8,9 @@ One client, because a provider object per run leaves idle sockets behind until t
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import httpx2
 from pydantic_ai.exceptions import UserError
@@ -21,29 +20,14 @@ from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from holdfast.config.settings import Settings
-from holdfast.models.transport import REHEARSAL_HEADER, ProbedTransport
+from holdfast.models.transport import ProbedTransport
 
-PROBE_S: Final = 3.0
 OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
 _KEEPALIVE: Final = httpx2.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=30.0)
 
 
 class ModelConfigError(Exception):
     """The model that was asked for cannot be had; the text says what to change."""
-
-
-class Reached(NamedTuple):
-    """What answered at a model's URL.
-
-    Attributes:
-        reachable: Whether a server answered at all, with whatever status.
-        rehearsal: Whether it says that it is the rehearsal model.
-        detail: What happened, in one line.
-    """
-
-    reachable: bool
-    rehearsal: bool
-    detail: str
 
 
 class ModelClient:
@@ -113,19 +97,6 @@ class ModelClient:
             transport = ProbedTransport(httpx2.AsyncHTTPTransport(limits=_KEEPALIVE), connect_s)
             self._http = httpx2.AsyncClient(transport=transport, timeout=timeout, follow_redirects=True)
         return self._http
-
-
-async def probe_model(url: str, key: str = "") -> Reached:
-    """Ask the server at `url` for its models, for at most 3 s: is it there, and is it the rehearsal model?"""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        async with asyncio.timeout(PROBE_S), httpx2.AsyncClient(timeout=PROBE_S) as client:
-            response = await client.get(f"{url.rstrip('/')}/models", headers=headers)
-    except TimeoutError:
-        return Reached(False, False, f"nothing answered at {url} in {PROBE_S:g} s")
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        return Reached(False, False, f"cannot reach {url}: {type(error).__name__}: {error}")
-    return Reached(True, REHEARSAL_HEADER in response.headers, f"{url} answered {response.status_code}")
 
 
 def _check_url(url: str) -> None:

@@ -11,228 +11,60 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from typing import Any, Protocol
 
-import msgspec
-
 from holdfast.domain.ids import RunKey
-from holdfast.domain.messages import HistoryEntry, Message
-from holdfast.domain.runs import Policy, Reason, State
+from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.runs import Reason, State
+from holdfast.ports.records import (
+    Appended,
+    Claim,
+    Created,
+    Ending,
+    Fence,
+    Held,
+    InputItem,
+    Limits,
+    NewRun,
+    Page,
+    Reaped,
+    Renewal,
+    RunRecord,
+    RunSpec,
+    SessionRecord,
+    Status,
+    Stopped,
+    WorkerRecord,
+)
 
-
-class Status(StrEnum):
-    """What the store answers."""
-
-    OK = "ok"
-    EXISTS = "exists"  # create: this id or idempotency key with this body made a run already
-    CONFLICT = "conflict"  # create: this idempotency key or id with another body
-    BUSY = "busy"  # create: policy reject, or too many queued behind
-    OVERLOADED = "overloaded"  # create: runs_active reached
-    STEERED = "steered"  # create with policy steer: handed to the active run
-    FENCED = "fenced"  # the caller does not hold the run (any more); write nothing more
-    STOP = "stop"  # finish(completed | failed), park, resume: the run was told to stop; finish it cancelled
-    GAP = "gap"  # head differs from base and no repeat explains it: the store lost data, or the caller did
-    DUP = "dup"  # exactly this was written before by this claim
-    PENDING_INPUT = "pending_input"  # finish(completed): steered input is unread
-    ENDED = "ended"  # the run has its terminal event
-    GONE = "gone"  # there was such a run, or such a part of its log, but it was deleted
-    UNKNOWN = "unknown"  # no such run or session
-
-
-class Fence(msgspec.Struct, frozen=True):
-    """The right to write: the store compares both on every write, and that the run is running."""
-
-    epoch: int
-    claim: str
-
-
-class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was asked for; stored as it is and handed to the worker."""
-
-    input: str
-    agent: str
-    model: str = ""
-    metadata: dict[str, Any] = {}
-    on_disconnect: str = "continue"
-    instructions: str = ""  # a system message that holds for this run only
-    settings: dict[str, Any] = {}  # sampling fields for the model
-    protocol: str = "native"
-    trace: str = ""
-    rehearsal: bool = False
-    kind: str = ""  # of the agent's native history
-    context: list[Message] = []  # what was said before `input`, where the client and not the session knows it
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """The bounds that a create is judged and timed by."""
-
-    deadline_ms: int = 600_000
-    queue_timeout_ms: int = 30_000
-    session_wait_ms: int = 3_600_000
-    queued_behind_max: int = 16
-    runs_active_max: int = 1000
-    attempts_max: int = 1
-
-
-class NewRun(msgspec.Struct, frozen=True):
-    """A create. `key.run` is chosen by the caller and makes the call repeatable."""
-
-    key: RunKey
-    session: str
-    spec: RunSpec
-    policy: Policy = Policy.SUPERSEDE
-    idempotency_key: str = ""
-    body_hash: str = ""
-    limits: Limits = Limits()
-
-
-class RunRecord(msgspec.Struct, frozen=True):
-    """A snapshot of one run."""
-
-    key: RunKey
-    session: str
-    spec: RunSpec
-    policy: Policy
-    state: State
-    reason: Reason | None
-    stopping: Reason | None
-    seq: int  # head of the log
-    epoch: int
-    attempt: int
-    worker: str
-    created_at: int
-    ready_at: int | None
-    started_at: int | None
-    ended_at: int | None
-    position: int | None  # while queued: 0 at the head of its session, else how many runs are before it
-    due_in_ms: int | None  # until the deadline, the queue timeout or the approval deadline, whichever is next
-    lease_left_ms: int | None
-    usage: dict[str, Any] = {}
-    error: dict[str, Any] | None = None
-    receipt: dict[str, Any] | None = None
-    output: str | None = None
-    rehearsal: bool = False
-
-
-class Created(msgspec.Struct, frozen=True):
-    """The answer to create. `record` is the run of this call, or with BUSY / STEERED the active one."""
-
-    status: Status
-    record: RunRecord | None
-    superseded: list[str] = []
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """A run handed to one worker."""
-
-    key: RunKey
-    session: str
-    fence: Fence
-    base: int  # head of the log
-    attempt: int
-    attempts_max: int
-    spec: RunSpec
-    deadline_left_ms: int
-    checkpoint: bytes | None
-    checkpoint_seq: int
-    created_at: int
-    ready_at: int
-    decisions: list[dict[str, Any]] = []
-
-
-class Held(msgspec.Struct, frozen=True):
-    """A run that a worker believes it holds."""
-
-    key: RunKey
-    fence: Fence
-
-
-class Renewal(msgspec.Struct, frozen=True):
-    """What the store says of a held run: lost, or still held; and whether it was told to stop."""
-
-    held: Held
-    lost: bool
-    stop: Reason | None = None
-    stop_by: str = ""
-    stop_at: int = 0
-    inbox: bool = False
-
-
-class Appended(msgspec.Struct, frozen=True):
-    """The answer to a write; `head` is the log's head as the store has it."""
-
-    status: Status
-    head: int
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How a run ends. The terminal event itself is the last of the events of the same call."""
-
-    state: State
-    reason: Reason
-    usage: dict[str, Any] = {}
-    error: dict[str, Any] | None = None
-    receipt: dict[str, Any] | None = None
-    output: str | None = None
-    history: HistoryEntry | None = None  # None: the store derives it from input, checkpoint and log
-    rehearsal: bool = False
-    leave_inbox: bool = False  # unread steered input becomes one queued run instead of PENDING_INPUT
-
-
-class Stopped(msgspec.Struct, frozen=True):
-    """The answer to request_stop: OK (flagged or ended now), ENDED before, UNKNOWN or GONE."""
-
-    status: Status
-    record: RunRecord | None
-
-
-class Reaped(msgspec.Struct, frozen=True):
-    """One thing that reap did."""
-
-    key: RunKey
-    session: str
-    outcome: str  # requeued, or the state it ended in
-    reason: Reason | None
-
-
-class Page(msgspec.Struct, frozen=True):
-    """A consistent part of a log, in seq order. `status` is OK, UNKNOWN or GONE."""
-
-    status: Status
-    events: list[bytes]
-    epochs: list[int]  # of each event, for its id
-    first: int  # seq of events[0]; after + 1 where there are none
-    head: int
-    epoch: int  # of the event at head; 0 where the log is empty
-    state: State
-    resync: bool = False  # `after` names an event this log never had: read from the start
-
-
-class InputItem(msgspec.Struct, frozen=True):
-    """A steered input that no agent has read yet."""
-
-    n: int
-    input: str
-
-
-class SessionRecord(msgspec.Struct, frozen=True):
-    """A session in a list."""
-
-    session: str
-    created_at: int
-    updated_at: int
-    active: RunRecord | None
-    queued: int
-    runs: int
-
-
-class WorkerRecord(msgspec.Struct, frozen=True):
-    """A worker as it last reported itself."""
-
-    worker: str
-    seen_at: int
-    facts: dict[str, Any]
+__all__ = [
+    "CONTROL_TOPIC",
+    "READY_TOPIC",
+    "STOP_TOPIC",
+    "Appended",
+    "Claim",
+    "Created",
+    "Ending",
+    "Fence",
+    "Heart",
+    "Held",
+    "InputItem",
+    "Limits",
+    "NewRun",
+    "Page",
+    "Reaped",
+    "Renewal",
+    "RunRecord",
+    "RunSpec",
+    "RunStore",
+    "SessionRecord",
+    "Status",
+    "Stopped",
+    "Wake",
+    "WorkerRecord",
+    "list_topic",
+    "run_topic",
+]
 
 
 class Wake(Protocol):
@@ -436,7 +268,11 @@ class RunStore(Protocol):
         ...
 
     def subscribe(self, topic: str) -> AbstractContextManager[Wake]:
-        """Wakes of `topic`: "ready" (work to claim), "control" (stops, inboxes), `run_topic(key)`, `list_topic`."""
+        """Wakes of `topic`, which may be false alarms unless it is STOP_TOPIC.
+
+        READY_TOPIC: work to claim; CONTROL_TOPIC: stops and inboxes; STOP_TOPIC: a running run was told to stop;
+        `run_topic(key)`: a log has grown; `list_topic(tenant)`: a run changed its state.
+        """
         ...
 
     def heart(self) -> Heart:
@@ -450,6 +286,7 @@ class RunStore(Protocol):
 
 READY_TOPIC = "ready"
 CONTROL_TOPIC = "control"
+STOP_TOPIC = "stop"
 
 
 def run_topic(key: RunKey) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
-from holdfast.ports.store import CONTROL_TOPIC, Created, Limits, NewRun, Status
+from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Limits, NewRun, Status
 from holdfast.stores.sqlite.ending import end_from_outside, insert_run, make_ready
 from holdfast.stores.sqlite.rows import find, phase, record_of
 from holdfast.stores.sqlite.tx import Tx
@@ -127,7 +127,7 @@ def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> bool:
             tx.now,
             row["n"],
         )
-        tx.wakes.add(CONTROL_TOPIC)
+        tx.wakes.update((CONTROL_TOPIC, STOP_TOPIC))
     return False
 
 

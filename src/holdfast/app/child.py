@@ -1,0 +1,177 @@
+"""A worker process: `python -m holdfast.app.child ORDERS REPORTS BOARD`, started by the supervisor only.
+
+Two threads of it belong to nobody's code: one watches the orders pipe, so that the process ends within two seconds of
+its gateway whatever the loop does; the heartbeat renews leases. Signals are the gateway's: this process ignores them.
+
+A spare has imported everything and loaded the agents; it opens the store and claims when it is told to go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, Final
+
+import msgspec
+import uvloop
+
+from holdfast.aio import Owner, wait_event
+from holdfast.app.errors import StartError
+from holdfast.app.pipes import Line, LineReader, write_line
+from holdfast.app.served import Served, load_served, pool_facts
+from holdfast.config import Settings
+from holdfast.domain.ids import RunKey
+from holdfast.engine.blame import BlameBoard
+from holdfast.engine.worker import Worker, worker_name
+from holdfast.ports.clock import SystemClock
+from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.telemetry import Log
+
+_BEAT_S: Final = 0.25
+_ORPHAN_S: Final = 2.0
+_ORPHANED: Final = 70
+
+
+class Child:
+    """One worker process."""
+
+    def __init__(self, orders: int, reports: int, board: int) -> None:
+        """Take the inherited descriptors."""
+        self._orders = orders
+        self._reports = reports
+        self._board = BlameBoard(board)
+        self._name = worker_name(os.getpid())
+        self._go = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._settings = Settings.model_validate({})
+        self._specs: list[str] = []
+        self._configured = asyncio.Event()
+        self._worker: Worker | None = None
+        self._log = Log()
+        self._owner = Owner(self._task_failed)
+
+    async def run(self) -> int:
+        """Load, wait for the word, work, end."""
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(self._board.factory)
+        LineReader(self._orders, self._take, self._orphaned)
+        self._say({"report": "hello", "pid": os.getpid()})
+        if not await self._until(self._configured):
+            return 1
+        try:
+            served = await load_served(self._settings, self._specs)
+        except StartError as error:
+            self._say({"report": "failed", "why": str(error)})
+            return 1
+        except Exception as error:  # noqa: BLE001 - user code at import; the supervisor says it
+            trace = traceback.format_exc(limit=-6)
+            self._say({"report": "failed", "why": f"cannot start: {type(error).__name__}: {error}\n{trace}"[:3000]})
+            return 1
+        infos = [msgspec.to_builtins(info) for info in served.infos]
+        self._say({"report": "ready", "worker": self._name, "agents": infos})
+        if await self._until(self._go):
+            await self._work(served)
+        return 0
+
+    async def _work(self, served: Served) -> None:
+        try:
+            store = await SqliteStore.open(self._settings.store)
+        except StoreError as error:
+            self._say({"report": "failed", "why": str(error)})
+            return
+        clock, facts = SystemClock(), pool_facts(served.pool)
+        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board)
+        self._worker = worker
+        _ = self._owner.spawn(self._beat(), "beat")
+        self._say({"report": "working", "worker": self._name})
+        await worker.run()
+        self._worker = None
+        await served.aclose()
+        served.pool.close(1.0)
+        await store.close()
+
+    async def _beat(self) -> None:
+        while True:
+            self._say({"report": "beat"})
+            await asyncio.sleep(_BEAT_S)
+
+    async def _until(self, event: asyncio.Event) -> bool:
+        while not self._ended.is_set():
+            if await wait_event(event, 1.0):
+                return True
+        return False
+
+    def _take(self, order: Line) -> None:
+        match order.get("order"):
+            case "configure":
+                self._settings = Settings.model_validate(order["settings"])
+                self._specs = order["specs"]
+                self._log = Log(self._settings.log_format)
+                self._configured.set()
+            case "go":
+                self._go.set()
+            case "close":
+                self._spawn(self._close(order["drain_s"]), "close")
+            case "stop_all":
+                if self._worker is not None:
+                    self._spawn(self._worker.stop_all(), "stop_all")
+            case "inspect":
+                self._spawn(self._inspect(order), "inspect")
+            case _:
+                pass
+
+    async def _inspect(self, order: Line) -> None:
+        key = RunKey(order["tenant"], order["run"])
+        found = await self._worker.inspect(key) if self._worker is not None else None
+        self._say({"report": "inspected", "id": order["id"], "found": found})
+
+    async def _close(self, drain_s: float) -> None:
+        self._ended.set()
+        if self._worker is not None:
+            await self._worker.close(drain_s)
+
+    def _orphaned(self) -> None:
+        """The gateway is gone: release what can be released, within the two seconds that `_watch` gives."""
+        self._spawn(self._close(0.0), "orphaned")
+
+    def _spawn(self, work: Any, name: str) -> None:
+        _ = self._owner.spawn(work, name)
+
+    def _say(self, line: Line) -> None:
+        write_line(self._reports, line)
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        self._log.write("task_failed", worker=self._name, task=name, error=repr(error))
+
+
+def _watch(orders: int) -> None:
+    """End the process two seconds after its orders pipe has ended, whatever its loop is doing."""
+    poller = select.poll()
+    poller.register(orders, select.POLLHUP | select.POLLERR)
+    while not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(1000)):
+        pass
+    time.sleep(_ORPHAN_S)
+    os._exit(_ORPHANED)
+
+
+def main() -> None:
+    """Run until the supervisor says so, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    orders, reports, board = (int(argument) for argument in sys.argv[1:4])
+    os.set_blocking(reports, False)
+    threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True).start()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(Child(orders, reports, board).run())
+    sys.stderr.flush()
+    os._exit(code)  # a tool's thread that does not end must not keep the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""The supervisor keeps one worker process working: what cannot be cancelled can always be killed.
+
+It lives on the gateway's loop, where no user code runs, and judges the worker by a beat on a pipe, never through the
+database. A worker that does not beat for `loop_stall_s` is killed, sooner if a stop waits for it; the run that its
+shared memory blames ends with loop_blocked, the others go on from their checkpoints with no attempt counted. A spare
+that has imported everything takes its place within half a second. More than three replacements in a minute: not
+ready, and it says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from holdfast.aio import Owner, settle
+from holdfast.app.errors import StartError
+from holdfast.app.pipes import Line, LineReader, write_line
+from holdfast.config import Settings
+from holdfast.domain.ids import RunKey
+from holdfast.engine.blame import BlameBoard
+from holdfast.engine.reaper import say_reaped
+from holdfast.ports.agent import AgentInfo
+from holdfast.ports.store import STOP_TOPIC, RunStore
+from holdfast.telemetry import Log
+
+_TICK_S: Final = 0.1
+_READY_S: Final = 60.0
+_WORKING_S: Final = 15.0  # from the word to the first beat
+_STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits
+_INSPECT_S: Final = 0.5
+_REPLACEMENTS_MAX: Final = 3
+_REPLACEMENTS_WINDOW_S: Final = 60.0
+_CALM_S: Final = 15.0  # between tries, once there were too many
+_REAP_S: Final = 2.0
+_TAKE_OVER_TRIES: Final = 20
+
+
+class _Process:
+    """One child, and what it has said."""
+
+    def __init__(self, settings: Settings, specs: Sequence[str], inherited: Sequence[int]) -> None:
+        orders_r, self.orders = os.pipe()
+        self.reports, reports_w = os.pipe()
+        board = BlameBoard.create()
+        self.board = BlameBoard(board)
+        self.agents: list[AgentInfo] = []
+        self.name = ""
+        self.failed = ""
+        self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.beat_at = 0.0
+        self.told_at = 0.0
+        self.inspections: dict[int, asyncio.Future[Any]] = {}
+        command = [sys.executable, "-m", "holdfast.app.child", str(orders_r), str(reports_w), str(board)]
+        try:
+            self._popen = subprocess.Popen(
+                command, pass_fds=[orders_r, reports_w, board, *inherited], stdin=subprocess.DEVNULL, stdout=sys.stderr
+            )
+        finally:
+            for fd in (orders_r, reports_w, board):
+                os.close(fd)
+        os.set_blocking(self.orders, False)
+        self._reader = LineReader(self.reports, self._take, self.ended.set)
+        self.say({"order": "configure", "settings": settings.model_dump(), "specs": list(specs)})
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
+    def say(self, order: Line) -> bool:
+        """Give an order; whether it went out."""
+        return write_line(self.orders, order)
+
+    def exited(self) -> bool:
+        """Whether the process has ended (and is reaped)."""
+        return self._popen.poll() is not None
+
+    def code(self) -> int | None:
+        """Its exit code, or minus the signal that ended it."""
+        return self._popen.returncode
+
+    def kill(self) -> None:
+        """SIGKILL: nothing that it does can prevent this."""
+        with suppress(ProcessLookupError):
+            self._popen.send_signal(signal.SIGKILL)
+
+    def let_go(self) -> None:
+        """Close our ends; a child that still lives sees that."""
+        self._reader.close()
+        with suppress(OSError):
+            os.close(self.orders)
+        for waiter in self.inspections.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _take(self, report: Line) -> None:
+        match report.get("report"):
+            case "beat" | "working":
+                self.beat_at = time.monotonic()
+            case "ready":
+                self.name = report["worker"]
+                self.agents = [msgspec.convert(info, AgentInfo) for info in report["agents"]]
+                self.ready.set()
+            case "failed":
+                self.failed = report["why"]
+                self.ready.set()
+            case "inspected":
+                waiter = self.inspections.pop(report["id"], None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(report["found"])
+            case _:
+                pass
+
+
+class Supervisor:
+    """Worker and spare."""
+
+    def __init__(
+        self, store: RunStore, settings: Settings, specs: Sequence[str], log: Log, inherited: Sequence[int]
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            store: Where leases of a dead worker are expired.
+            settings: Handed to the children.
+            specs: The agents they load.
+            log: Kills and replacements are said.
+            inherited: Descriptors that must stay open as long as a worker lives: the owner's lock.
+        """
+        self._store = store
+        self._settings = settings
+        self._specs = specs
+        self._log = log
+        self._inherited = inherited
+        self._owner = Owner(self._task_failed)
+        self._worker: _Process | None = None
+        self._spare: _Process | None = None
+        self._replaced: deque[float] = deque(maxlen=_REPLACEMENTS_MAX + 1)
+        self._stop_asked_at = 0.0
+        self._closing = False
+        self._inspection = 0
+        self.agents: list[AgentInfo] = []
+        self.why = "not started"
+
+    @property
+    def name(self) -> str:
+        """The present worker's name."""
+        return self._worker.name if self._worker else ""
+
+    @property
+    def pid(self) -> int | None:
+        """The present worker's process id."""
+        return self._worker.pid if self._worker else None
+
+    @property
+    def dead(self) -> bool:
+        """Never: a worker that ends is replaced."""
+        return False
+
+    async def start(self) -> None:
+        """Start the first worker, and a spare behind it.
+
+        Raises:
+            StartError: The agents cannot be loaded; says what the child said.
+        """
+        process = self._spawn()
+        why = await self._until_ready(process)
+        if why:
+            self._discard(process)
+            raise StartError(why if why.startswith("cannot start") else f"cannot start: {why}")
+        self.agents = process.agents
+        self._put_to_work(process)
+        _ = self._owner.spawn(self._watch(), "supervise")
+        _ = self._owner.spawn(self._hear_stops(), "hear stops")
+
+    async def close(self, drain_s: float) -> None:
+        """Let the worker drain and release, then end; bounded, whatever it does."""
+        if self._closing:
+            return
+        self._closing = True
+        worker, spare = self._worker, self._spare
+        if spare is not None:
+            self._discard(spare)
+        if worker is not None:
+            worker.say({"order": "close", "drain_s": drain_s})
+            bound = drain_s + 2 * self._settings.stop_grace_s + 5.0
+            await self._until_exited(worker, bound)
+            self._discard(worker)
+            await self._take_over(worker, None)
+        await self._owner.close(1.0)
+
+    async def stop_all(self) -> None:
+        """The second signal: every run ends now."""
+        self._stop_asked_at = time.monotonic()
+        if self._worker is not None:
+            self._worker.say({"order": "stop_all"})
+
+    async def inspect(self, key: RunKey) -> dict[str, Any] | None:
+        """Ask the worker what a run waits on, for at most half a second."""
+        worker = self._worker
+        if worker is None:
+            return None
+        self._inspection += 1
+        number = self._inspection
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        worker.inspections[number] = answer
+        if not worker.say({"order": "inspect", "id": number, "tenant": key.tenant, "run": key.run}):
+            worker.inspections.pop(number, None)
+            return None
+        if await settle([answer], _INSPECT_S):
+            worker.inspections.pop(number, None)
+            silent_ms = int((time.monotonic() - worker.beat_at) * 1000)
+            blamed = worker.board.blamed()
+            return {
+                "waiting_on": "its worker's loop, which is blocked",
+                "since_ms": silent_ms,
+                "blocked_by": blamed.run if blamed and blamed.tenant == key.tenant else None,
+            }
+        found: dict[str, Any] | None = answer.result()
+        return found
+
+    # watching
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            worker = self._worker
+            if worker is None:
+                await self._replace()
+                continue
+            if worker.exited() or worker.ended.is_set():
+                await self._until_exited(worker, _REAP_S)
+                self._log.write("worker_lost", worker=worker.name, pid=worker.pid, code=worker.code())
+                await self._bury(worker, None)
+                continue
+            why = self._stalled(worker)
+            if why:
+                blamed = worker.board.blamed()
+                worker.kill()
+                run = blamed.run if blamed else None
+                self._log.write("worker_killed", worker=worker.name, pid=worker.pid, why=why, blamed=run)
+                await self._until_exited(worker, _REAP_S)
+                await self._bury(worker, blamed)
+
+    def _stalled(self, worker: _Process) -> str:
+        """Why the worker must be killed now, or ""."""
+        now = time.monotonic()
+        if not worker.beat_at:
+            return "it did not begin to work" if now - worker.told_at > _WORKING_S else ""
+        silent_s = now - worker.beat_at
+        if silent_s > self._settings.loop_stall_s:
+            return f"no beat for {silent_s:.1f} s"
+        if silent_s > _STOP_STALL_S and self._stop_asked_at > worker.beat_at:
+            return f"no beat for {silent_s:.1f} s, and a stop waits"
+        return ""
+
+    async def _hear_stops(self) -> None:
+        """A stop that waits for a worker without a beat shortens its time."""
+        with self._store.subscribe(STOP_TOPIC) as wake:
+            while True:
+                if await wake.wait(60.0):
+                    self._stop_asked_at = time.monotonic()
+
+    async def _bury(self, worker: _Process, blamed: RunKey | None) -> None:
+        """The replacement first, then the runs of the dead."""
+        self._worker = None
+        self.why = "the worker has ended and is being replaced"
+        self._discard(worker)
+        self._replaced.append(time.monotonic())
+        _ = self._owner.spawn(self._take_over(worker, blamed), f"take over from {worker.name}")
+        if not self._too_many():
+            await self._replace()
+
+    def _too_many(self) -> bool:
+        recent = [at for at in self._replaced if time.monotonic() - at < _REPLACEMENTS_WINDOW_S]
+        return len(recent) > _REPLACEMENTS_MAX
+
+    async def _replace(self) -> None:
+        """Put the spare to work, or a new process; after too many in a minute, wait before each."""
+        if self._closing:
+            return
+        if self._too_many():
+            self.why = f"the worker was replaced more than {_REPLACEMENTS_MAX} times in 60 s; its log lines say why"
+            if time.monotonic() - self._replaced[-1] < _CALM_S:
+                return
+            self._replaced.append(time.monotonic())
+        process = self._spare if self._spare is not None and not self._spare.exited() else self._spawn()
+        self._spare = None
+        why = await self._until_ready(process)
+        if self._has_closed():
+            self._discard(process)
+        elif why:
+            self._discard(process)
+            self._replaced.append(time.monotonic())
+            self.why = why
+            self._log.write("worker_not_ready", why=why)
+        else:
+            self._put_to_work(process)
+
+    def _has_closed(self) -> bool:
+        return self._closing
+
+    def _put_to_work(self, process: _Process) -> None:
+        self._worker = process
+        process.told_at = time.monotonic()
+        process.say({"order": "go"})
+        self.why = ""
+        self._log.write("worker_started", worker=process.name, pid=process.pid)
+        if self._settings.spare and self._spare is None:
+            self._spare = self._spawn()
+
+    def _spawn(self) -> _Process:
+        return _Process(self._settings, self._specs, self._inherited)
+
+    async def _until_ready(self, process: _Process) -> str:
+        """Why the process is of no use, or "" once it is ready."""
+        until = time.monotonic() + _READY_S
+        while not process.ready.is_set():
+            if process.exited():
+                return f"the worker process ended at start with code {process.code()}; its output says why"
+            if time.monotonic() > until:
+                return f"the worker process was not ready within {_READY_S:.0f} s"
+            await asyncio.sleep(0.01)
+        return process.failed
+
+    async def _until_exited(self, process: _Process, limit_s: float) -> None:
+        until = time.monotonic() + limit_s
+        while not process.exited() and time.monotonic() < until:  # noqa: ASYNC110 - waitpid has no event here
+            await asyncio.sleep(0.01)
+
+    def _discard(self, process: _Process) -> None:
+        if not process.exited():
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process._popen.wait(_REAP_S)
+        process.let_go()
+
+    async def _take_over(self, worker: _Process, blamed: RunKey | None) -> None:
+        """Take what a dead worker held at once, as often as the store needs to hear it."""
+        for _ in range(_TAKE_OVER_TRIES):
+            try:
+                reaped = await self._store.bury(worker.name, blamed)
+            except Exception as error:  # noqa: BLE001 - said and repeated; the leases expire by themselves in the end
+                self._log.write("bury_failed", worker=worker.name, error=repr(error))
+                await asyncio.sleep(0.5)
+            else:
+                for each in reaped:
+                    await say_reaped(self._store, self._log, each)
+                return
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        self._log.write("task_failed", task=name, error=repr(error))
