@@ -24,6 +24,7 @@ MODULE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 70  # without the docstring: nobody should save on words to keep a function short
 
 CANCELLATION_ENDS_HERE = {
+    "app/threads.py": "the worker thread's own edge: what ended it is said, and readiness sees that it is gone",
     "engine/executor.py": "the run's outer edge: only here a cancellation becomes a terminal event",
     "stores/sqlite/writer.py": "a thread of its own: no cancellation reaches it, and its death must be told",
 }

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import looptime
 import pytest
 from pydantic_ai.messages import (
     BinaryContent,
@@ -23,7 +24,15 @@ from holdfast.models.errors import ModelStalled
 from holdfast.models.watch import Watch, is_content
 from holdfast.ports.probe import Probe
 
-pytestmark = pytest.mark.looptime  # the limits are waited for in virtual time
+
+@pytest.fixture(autouse=True)
+async def virtual_time() -> AsyncIterator[None]:
+    """The limits are waited for in virtual time. Not looptime's plugin: it leaves a loop behind in sync tests."""
+    loop = looptime.patch_event_loop(asyncio.get_running_loop(), _enabled=False)
+    loop.setup_looptime()
+    with loop.looptime_enabled():
+        yield
+
 
 EMPTY = [
     PartStartEvent(index=0, part=TextPart("")),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import uvloop
 
-from holdfast.aio import settle
+from holdfast.aio import Owner, settle
 from holdfast.app.served import Served, load_served, pool_facts
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
@@ -131,5 +131,5 @@ class WorkerThread:
             await self._worker.run()
         finally:
             if self._served is not None:
-                closing = asyncio.ensure_future(self._served.aclose())
-                await settle([closing], 1.0)
+                owner = Owner(lambda name, error: self._log.write("task_failed", task=name, error=repr(error)))
+                await settle([owner.spawn(self._served.aclose(), "close models")], 1.0)

@@ -74,11 +74,13 @@ class BlameBoard:
         """Blame nobody."""
         self._mark[0] = 0
 
-    def factory(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+    def factory(
+        self, loop: asyncio.AbstractEventLoop, work: Any, context: Context | None = None, name: str | None = None
+    ) -> asyncio.Task[Any]:
         """A task factory that wraps what works for a run: the run's own task and every task it starts."""
-        context: Context | None = options.get("context")
         slot = _slot.get() if context is None else context.get(_slot, 0)
-        return asyncio.Task(_Marked(work, slot, self._mark) if slot else work, loop=loop, **options)
+        marked = _Marked(work, slot, self._mark) if slot else work
+        return asyncio.Task(marked, loop=loop, context=context, name=name)
 
 
 def work_for(slot: int) -> None:
