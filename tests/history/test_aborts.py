@@ -49,7 +49,7 @@ def length(site: Site) -> int:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("how", "every"),
-    [("told", 1), ("supersede", 1), ("killed", 2), ("crashed", 3), ("resumed", 2), ("deadline", 3), ("agent", 2)],
+    [("told", 1), ("supersede", 1), ("killed", 4), ("crashed", 5), ("resumed", 3), ("deadline", 5), ("agent", 3)],
 )
 def test_history_is_valid_after_an_abort_at_every_event(site: Site, length: int, how: str, every: int) -> None:
     """Wherever a run breaks, three times in a row, the model is told all that was said and done, in a valid form."""

@@ -15,10 +15,10 @@ from tests.history.site import Site
 from tests.history.talk import Prompt, check, converse
 from tests.history.test_aborts import OK, SCRIPT
 
-EXAMPLES = 1000 if os.environ.get("HOLDFAST_FULL") else 60
+EXAMPLES = 1000 if os.environ.get("HOLDFAST_FULL") else 40
 
 
-@pytest.mark.parametrize("at", [1, 2, 8, 15, 20, 23, 31, 36])
+@pytest.mark.parametrize("at", [1, 15, 23, 36])
 def test_session_by_header_keeps_a_valid_history(site: Site, at: int) -> None:
     """A client that names its session is told apart from its own idea of the history, stopped or superseded."""
     talk = [Prompt(SCRIPT, "told", at), Prompt(SCRIPT, "supersede", at), Prompt(SCRIPT, "resumed", at), OK]

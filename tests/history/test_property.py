@@ -11,7 +11,7 @@ from tests.history import anthropic
 from tests.history.site import Site
 from tests.history.talk import Prompt, check, check_pairs, converse, history_of
 
-EXAMPLES = 400 if os.environ.get("HOLDFAST_FULL") else 12
+EXAMPLES = 400 if os.environ.get("HOLDFAST_FULL") else 10
 PHASES = (Phase.explicit, Phase.generate)  # each example takes a while, and its failure prints the whole session
 HOWS = ["told", "supersede", "resumed", "agent", "killed", "none"]
 
