@@ -75,9 +75,18 @@ class BlameBoard:
         self._mark[0] = 0
 
     def factory(
-        self, loop: asyncio.AbstractEventLoop, work: Any, context: Context | None = None, name: str | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Any,
+        context: Context | None = None,
+        name: str | None = None,
+        eager_start: bool | None = None,
     ) -> asyncio.Task[Any]:
-        """A task factory that wraps what works for a run: the run's own task and every task it starts."""
+        """A task factory that wraps what works for a run: the run's own task and every task it starts.
+
+        `eager_start`, which later Pythons pass, is not followed: a task's first step is marked like the others.
+        """
+        del eager_start
         slot = _slot.get() if context is None else context.get(_slot, 0)
         marked = _Marked(work, slot, self._mark) if slot else work
         return asyncio.Task(marked, loop=loop, context=context, name=name)
