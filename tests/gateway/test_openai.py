@@ -44,6 +44,21 @@ async def test_a_completion_that_is_not_streamed(here: Site, client: openai.Asyn
     assert got.id == f"chatcmpl-{holder.key.run}"
 
 
+async def test_an_answer_that_was_cut_by_its_limit_says_so(here: Site, client: openai.AsyncOpenAI) -> None:
+    """finish_reason length, streamed or not: a client must not take half an answer for a whole one."""
+    cut = (EventType.MODEL_RESPONDED, {"step": 1, "model": "m", "finish_reason": "length", "usage": {}})
+    whole = asyncio.ensure_future(client.chat.completions.create(model="any", messages=USER))
+    holder = await here.claim()
+    await holder.append(build.text(0, "a"), cut)
+    await here.complete(holder, "a")
+    assert (await whole).choices[0].finish_reason == "length"
+    stream = await client.chat.completions.create(model="any", messages=USER, stream=True)
+    holder = await here.claim()
+    await holder.append(build.text(0, "a"), cut)
+    await here.complete(holder, "a")
+    assert [c.choices[0].finish_reason async for c in stream if c.choices][-1] == "length"
+
+
 async def test_a_completion_that_is_streamed(here: Site, client: openai.AsyncOpenAI) -> None:
     """Role first, then text and reasoning, a finish, the usage when asked, [DONE]."""
     stream = await client.chat.completions.create(

@@ -25,6 +25,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _POLL_S: Final = 3600.0
 _WATCH_S: Final = 5.0
 REHEARSAL_MODEL: Final = "rehearsal"
+DEMO_AGENT: Final = "holdfast.agents.demo:agent"
 
 
 def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str], None], rehearsal: bool = False) -> int:
@@ -51,6 +52,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
     async with AsyncExitStack() as stack:
         if rehearsal:
             settings = await _rehearse(settings, stack)
+            specs = [DEMO_AGENT]
         runtime = await stack.enter_async_context(Runtime(settings, specs, log=log))
         signals = _Signals()
         _announce(runtime, announce, rehearsal=rehearsal)
@@ -135,5 +137,7 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
         f"  holdfast chat{where}",
     ):
         announce(line)
+    if rehearsal:
+        announce("  on the page: send the line `!tool sleep {\"seconds\": 30}`, then press Stop")
     sys.stdout.flush()
     runtime.log.write("ready", url=url, pid=os.getpid())

@@ -69,6 +69,7 @@ class Digest:
         self.input = ""
         self.steered: list[str] = []
         self.attempts = 0
+        self.finish_reason: str | None = None  # of the last model response
         for event in events:
             self.feed(event["type"], event)
 
@@ -89,6 +90,7 @@ class Digest:
                 self._step = fields.get("step", self._step)
             case EventType.MODEL_RESPONDED:
                 self._count(fields.get("usage"))
+                self.finish_reason = fields.get("finish_reason")
             case EventType.ATTEMPT_DISCARDED:
                 self._discard(fields)
             case EventType.RUN_STARTED:

@@ -216,7 +216,7 @@ class WholeAnswer(Response):
             return answer({"error": {"message": message, "type": type_, "code": code}}, status, headers)
         output = last.get("output")
         said = {"role": "assistant", "content": output if isinstance(output, str) else digest.text()}
-        choice = {"index": 0, "message": said, "finish_reason": "stop", "logprobs": None}
+        choice = {"index": 0, "message": said, "finish_reason": finish_reason(digest.finish_reason), "logprobs": None}
         return answer(
             {
                 "id": f"chatcmpl-{self._record.key.run}",
