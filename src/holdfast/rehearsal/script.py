@@ -238,7 +238,7 @@ def _read_tool(rest: str, *, raw: bool) -> Tool:
         return Tool(name, args)
     try:
         value = msgspec.json.decode(args)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _Problem(f"the arguments of {name} are not JSON: {error}; !tool_raw sends any text") from None
     if not isinstance(value, dict):
         raise _Problem(f"the arguments of {name} must be a JSON object; !tool_raw sends any text")
