@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from holdfast.domain.digest import Digest
 from tests.history import anthropic
 from tests.history.site import Site
 from tests.history.talk import Prompt, Turn, check, check_pairs, converse, history_of
@@ -60,6 +61,8 @@ def test_history_is_valid_after_an_abort_at_every_event(site: Site, length: int,
         assert turns[-1].record.state == "completed", turns[-1].story()
         check(site, turns)
         check_pairs(site, turns)
+        for turn in turns[:-1] if how == "resumed" else []:
+            assert len(Digest(turn.events).calls()) == SCRIPT.count("!tool"), f"a tool ran twice: {turn.story()}"
         entries = site.call(site.history(turns[0].record.session))
         wrong = anthropic.refused(site.call(anthropic.mapped(history_of(entries), "and now?")))
         assert not wrong, wrong
