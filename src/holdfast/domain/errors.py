@@ -74,11 +74,16 @@ class HoldfastError(Exception):
 
 
 class StoreUnavailable(HoldfastError):
-    """The store did not answer; whether it acted is unknown. Every operation may be repeated as it was."""
+    """The store did not answer; whether it acted is unknown. Every operation may be repeated as it was.
 
-    def __init__(self, detail: str) -> None:
+    Attributes:
+        full: It did answer: its disk is full, nothing was done, and to repeat it at once is in vain.
+    """
+
+    def __init__(self, detail: str, *, full: bool = False, remedy: str | None = None) -> None:
         """Say which operation has no answer, and what the store said."""
-        super().__init__("store_unavailable", detail)
+        super().__init__("store_unavailable", detail, remedy=remedy)
+        self.full = full
 
 
 class RunEnded(Exception):

@@ -222,7 +222,12 @@ class Appender:
         seqs = enumerate((p for p in batch if p.key is not _CARRIER), self.head + 1)
         events = [p.encode(seq, self._claim.key.run) for seq, p in seqs]
         count = sum(max(1, len(p.chunks)) for p in batch)
-        await self._write(events, batch[-1].checkpoint)
+        try:
+            await self._write(events, batch[-1].checkpoint)
+        except StoreUnavailable as error:
+            if error.full:  # refused, not unknown: the end of the run carries it
+                self._pending.extendleft(reversed(batch))
+            raise
         self._log_bytes += sum(map(len, events))
         self._bytes = max(0, self._bytes - sum(p.size for p in batch))
         self._acked_count += count
@@ -248,8 +253,8 @@ class Appender:
         while True:
             try:
                 answer = await self._store.append(self._claim.key, self._claim.fence, self.head, events, checkpoint)
-            except StoreUnavailable:
-                if loop.time() + pause > until:
+            except StoreUnavailable as error:
+                if error.full or loop.time() + pause > until:
                     raise
                 await asyncio.sleep(pause)
                 pause = min(_RETRY_MAX_S, pause * 2)

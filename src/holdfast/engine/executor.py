@@ -406,7 +406,8 @@ class Executor:
     # words
 
     def _store_error(self, error: StoreUnavailable) -> Outcome:
-        described = run_error("store_error", error.detail, None, "check the store; /readyz says more", retryable=True)
+        remedy = error.remedy if error.full else "check the store; /readyz says more"
+        described = run_error("store_error", error.detail, None, remedy, retryable=True)
         return self._broken(Reason.STORE_ERROR, described)
 
     def _internal(self, error: Exception) -> Outcome:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from holdfast.ports.clock import Clock
+from holdfast.stores.sqlite.faults import code_of, is_busy
 
 SCHEMA_VERSION: Final = 1
 MEMORY: Final = ":memory:"
 BUSY_TIMEOUT_S: Final = 7.0  # the supervisor's stall bound + 2 s: who froze inside a transaction is killed before
-_WAL_PAGES_MAX: Final = 1000
+_WAL_PAGES_MAX: Final = 4000  # a net: the checkpoint thread begins far below
+_WAL_BYTES_KEPT: Final = 4_000_000
+_TRY_S: Final = 0.0005
+_TRY_MAX_S: Final = 0.002
 _SQLITE_MIN: Final = (3, 35, 0)
 
 
@@ -37,11 +44,64 @@ def connect(path: str, *, readonly: bool = False) -> sqlite3.Connection:
         if path != MEMORY:
             conn.execute("PRAGMA journal_mode = WAL")
             conn.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES_MAX}")
+            conn.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT}")
         if readonly:
             conn.execute("PRAGMA query_only = ON")
     except sqlite3.Error as error:
-        raise StoreError(f"cannot open {path}: {error}; check the path and its permissions") from error
+        raise explained(path, error) from error
     return conn
+
+
+def connect_to_write(path: str) -> sqlite3.Connection:
+    """A connection whose transactions begin with `begin`: SQLite itself does not wait on it.
+
+    Raises:
+        StoreError: As for `connect`.
+    """
+    conn = connect(path)
+    conn.execute("PRAGMA busy_timeout = 0")
+    return conn
+
+
+def begin(conn: sqlite3.Connection, until: Callable[[], float]) -> None:
+    """BEGIN IMMEDIATE, asked again every two milliseconds until the monotonic time `until()`.
+
+    SQLite's own handler sleeps up to 100 ms between two tries, and so misses the gaps that a busy writer leaves.
+    """
+    pause = _TRY_S
+    while True:
+        try:
+            conn.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            if not is_busy(error) or time.monotonic() >= until():
+                raise
+            time.sleep(pause)
+            pause = min(_TRY_MAX_S, pause * 2)
+        else:
+            return
+
+
+def explained(path: str, error: sqlite3.Error) -> StoreError:
+    """Why the database at `path` cannot be opened, with the remedy."""
+    match code_of(error):
+        case sqlite3.SQLITE_NOTADB:
+            text = f"{path} is no SQLite database; give another file with --store, nothing was changed in this one"
+        case sqlite3.SQLITE_CORRUPT:
+            text = (
+                f"{path} is corrupt ({error}); give another file or a backup with --store, and keep this one: "
+                f"sqlite3 {path} .recover may read what is left"
+            )
+        case sqlite3.SQLITE_FULL:
+            text = f"cannot open {path}: its disk is full; free some space there"
+        case sqlite3.SQLITE_BUSY:
+            text = (
+                f"cannot open {path}: another process has been writing to it for {BUSY_TIMEOUT_S:.0f} s; end that one"
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            text = f"cannot write to {path}: {error}; check the permissions of the file and of its directory"
+        case _:
+            text = f"cannot open {path}: {error}; check the path and its permissions"
+    return StoreError(text)
 
 
 def prepare(conn: sqlite3.Connection, path: str, clock: Clock) -> None:
@@ -50,7 +110,8 @@ def prepare(conn: sqlite3.Connection, path: str, clock: Clock) -> None:
     Raises:
         StoreError: The file was written by a later version.
     """
-    conn.execute("BEGIN IMMEDIATE")
+    limit = time.monotonic() + BUSY_TIMEOUT_S
+    begin(conn, lambda: limit)
     try:
         version = conn.execute("PRAGMA user_version").fetchone()[0]
         _check_version(version, path)
@@ -61,7 +122,8 @@ def prepare(conn: sqlite3.Connection, path: str, clock: Clock) -> None:
         _note_boot(conn, clock)
         conn.execute("COMMIT")
     except BaseException:
-        conn.execute("ROLLBACK")
+        with suppress(sqlite3.Error):  # SQLite may have rolled back already
+            conn.execute("ROLLBACK")
         raise
 
 

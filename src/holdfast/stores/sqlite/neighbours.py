@@ -62,8 +62,8 @@ class Neighbours:
 
     @property
     def attached(self) -> bool:
-        """Whether other processes are on this database, as of the last second."""
-        return bool(self._others)
+        """Whether others are on this database, as of the last second; where that cannot be known, they are."""
+        return self._socket is None or bool(self._others)
 
     def publish(self, topics: Iterable[str]) -> None:
         """Tell the others; never waits, never raises."""

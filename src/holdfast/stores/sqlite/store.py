@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from holdfast.domain.errors import StoreUnavailable
 from holdfast.domain.ids import RunKey
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
@@ -36,7 +37,20 @@ from holdfast.ports.store import (
     run_topic,
 )
 from holdfast.stores.sqlite import claiming, creating, reading, reaping, sessions, sweeping, writing
-from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, MEMORY, SCHEMA_VERSION, connect, file_of, prepare
+from holdfast.stores.sqlite.ballast import Ballast
+from holdfast.stores.sqlite.checkpoints import Checkpoints
+from holdfast.stores.sqlite.connect import (
+    BUSY_TIMEOUT_S,
+    MEMORY,
+    SCHEMA_VERSION,
+    StoreError,
+    connect,
+    connect_to_write,
+    explained,
+    file_of,
+    prepare,
+)
+from holdfast.stores.sqlite.faults import says_full
 from holdfast.stores.sqlite.heart import SqliteHeart, WriterHeart
 from holdfast.stores.sqlite.lock import OwnerLock
 from holdfast.stores.sqlite.neighbours import Neighbours
@@ -65,8 +79,14 @@ class SqliteStore:
         lock: OwnerLock | None,
         hub: Hub,
         neighbours: Neighbours | None,
+        ballast: Ballast | None = None,
     ) -> None:
         """Use `open`."""
+        self._ballast = ballast
+        self._checkpoints = None
+        if ballast is not None:
+            self._checkpoints = Checkpoints(path, partial(connect, path), ballast, writer.make_way)
+            writer.hear(self._checkpoints.note)
         self._neighbours = neighbours
         self.path = path
         self._clock = clock
@@ -93,29 +113,43 @@ class SqliteStore:
     @classmethod
     def _open(cls, url: str, clock: Clock, own: bool) -> SqliteStore:
         path = file_of(url)
+        lock, ballast = None, None
         if path != MEMORY:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        lock = OwnerLock(path) if own and path != MEMORY else None
+            _make_directory(path)
+            lock = OwnerLock(path) if own else None
+            ballast = Ballast(path)
         try:
-            conn = connect(path)
-            try:
-                prepare(conn, path, clock)
-            except BaseException:
-                conn.close()
-                raise
+            conn = _prepared(path, clock, ballast)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
+        if own and ballast is not None:
+            ballast.lay()
         hub = Hub()
-        neighbours = None if path == MEMORY else Neighbours(path, hub)
-        publish = [hub.publish] if neighbours is None else [hub.publish, neighbours.publish]
-        writer = Writer(conn, clock, publish)
-        readers = None if path == MEMORY else Readers(path, clock)
-        store = cls(path, clock, writer, readers, lock, hub, neighbours)
+        if ballast is None:
+            store = cls(path, clock, Writer(conn, clock, [hub.publish]), None, lock, hub, None)
+        else:
+            neighbours = Neighbours(path, hub)
+            writer = Writer(
+                conn,
+                clock,
+                [hub.publish, neighbours.publish],
+                others=lambda: neighbours.attached,
+                ballast=ballast,
+                reopen=partial(connect_to_write, path),
+            )
+            store = cls(path, clock, writer, Readers(path, clock), lock, hub, neighbours, ballast)
         if own:
-            writer.do_sync("disown", lambda tx: claiming.disown(tx, None), BUSY_TIMEOUT_S)
+            store._disown_all()
         return store
+
+    def _disown_all(self) -> None:
+        try:
+            self._writer.do_sync("disown", lambda tx: claiming.disown(tx, None), BUSY_TIMEOUT_S)
+        except StoreUnavailable as error:
+            self._close()
+            raise StoreError(f"cannot open {self.path}: {error.detail}; {error.remedy}") from error
 
     @property
     def lock_fd(self) -> int | None:
@@ -128,7 +162,12 @@ class SqliteStore:
 
     async def claim(self, worker: str, n: int, lease_ms: int) -> list[Claim]:
         """See the port."""
-        return await self._writer.do("claim", lambda tx: claiming.claim(tx, worker, n, lease_ms))
+        try:
+            return await self._writer.do("claim", lambda tx: claiming.claim(tx, worker, n, lease_ms))
+        except StoreUnavailable as error:
+            if error.full:  # nothing can be begun: that is no fault to repeat, but a queue that waits
+                return []
+            raise
 
     async def renew(self, worker: str, held: Sequence[Held], lease_ms: int) -> list[Renewal]:
         """See the port."""
@@ -281,11 +320,14 @@ class SqliteStore:
             "durability": "none: in memory" if self.path == MEMORY else "fsync at every commit",
             "writes_waiting": self._writer.depth(),
         }
-        died = self._writer.died()
-        if died is not None:
-            return facts | {"error": f"the writer has ended: {type(died).__name__}: {died}"}
+        broken = self.broken()
+        if broken:
+            return facts | {"error": broken}
         try:
-            return facts | await self._read("health", reading.facts)
+            facts |= await self._read("health", reading.facts)
+            if self._ballast is not None and self._ballast.low():
+                return facts | {"low_space": True, "error": f"{self._ballast.why}; {self._ballast.remedy}"}
+            return facts
         except Exception as error:  # noqa: BLE001 - health reports, it does not fail
             return facts | {"error": f"{type(error).__name__}: {error}"}
 
@@ -297,6 +339,11 @@ class SqliteStore:
                 break
         await self._writer.do("sweep", lambda tx: sweeping.bury(tx, older_than_ms, limit))
         return marked
+    def broken(self) -> str:
+        """What has ended that only a new process can begin again, or ""."""
+        died = self._writer.died()
+        return "" if died is None else f"the writer has ended: {type(died).__name__}: {died}"
+
 
     def subscribe(self, topic: str) -> AbstractContextManager[Wake]:
         """See the port."""
@@ -304,7 +351,9 @@ class SqliteStore:
 
     def heart(self) -> SqliteHeart | WriterHeart:
         """See the port."""
-        return WriterHeart(self._writer) if self.path == MEMORY else SqliteHeart(self.path, self._clock)
+        if self._ballast is None:
+            return WriterHeart(self._writer)
+        return SqliteHeart(self.path, self._clock, self._ballast, self._writer.make_way)
 
     async def close(self) -> None:
         """See the port."""
@@ -320,6 +369,8 @@ class SqliteStore:
             with suppress(OSError):
                 self._lock.release()
 
+        if self._checkpoints is not None:
+            self._checkpoints.close()
     async def _read(self, name: str, operation: Callable[[Tx], T]) -> T:
         if self._readers is None:
             return await self._writer.do(name, operation)
@@ -333,6 +384,37 @@ async def _in_thread(work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
     finally:
         pool.shutdown(wait=False)
+
+def _make_directory(path: str) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the directory of {path}: {error}; check the path and its permissions") from error
+
+
+def _prepared(path: str, clock: Clock, ballast: Ballast | None) -> sqlite3.Connection:
+    """The writing connection, on a database with the present schema."""
+    try:
+        return _try_prepared(path, clock)
+    except sqlite3.Error as error:
+        if ballast is None or not says_full(error):
+            raise explained(path, error) from error
+    ballast.free()
+    try:
+        return _try_prepared(path, clock)
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+
+
+def _try_prepared(path: str, clock: Clock) -> sqlite3.Connection:
+    conn = connect_to_write(path)
+    try:
+        prepare(conn, path, clock)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
 
 
 def _request_stop(tx: Tx, key: RunKey, reason: Reason, by: str) -> Stopped:

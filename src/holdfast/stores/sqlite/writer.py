@@ -2,6 +2,11 @@
 
 One fsync serves all operations of a group. An operation that raises costs the others nothing: the group is rolled
 back and its operations are carried out one by one, which is safe because nobody was answered yet.
+
+SQLite's write lock has no queue: a thread that commits back to back keeps everybody else out for hundreds of
+milliseconds. So this one leaves a gap after each stint, while others are attached, or when somebody asks for it.
+
+A group that meets a full disk frees the ballast, and from then on only what ends something is carried out.
 """
 
 from __future__ import annotations
@@ -19,6 +24,9 @@ from typing import Any, Final, TypeVar
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC
+from holdfast.stores.sqlite.ballast import Ballast
+from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, StoreError, begin
+from holdfast.stores.sqlite.faults import breaks_connection, may_be_full, says_full
 from holdfast.stores.sqlite.tx import Tx
 
 T = TypeVar("T")
@@ -27,6 +35,22 @@ Operation = Callable[[Tx], T]
 _GROUP_MAX: Final = 500
 _QUEUE_MAX: Final = 20_000
 _LOOK_S: Final = 0.05
+_STINT_S: Final = 0.025
+_GAP_S: Final = 0.005
+_REFUSED: Final = frozenset({"create", "append", "steer", "park", "resume", "edit_input", "claim"})  # on a full disk
+
+
+class _Undone(Exception):
+    """A group was rolled back; `job` is whose operation raised, None if the transaction itself failed."""
+
+    def __init__(self, job: _Job | None, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.job = job
+        self.error = error
+
+
+class _Full(Exception):
+    """A group was rolled back because the disk is full."""
 
 
 class _Job:
@@ -46,9 +70,37 @@ class _Job:
 class Writer:
     """Owns the writing connection."""
 
-    def __init__(self, conn: sqlite3.Connection, clock: Clock, publish: Sequence[Callable[[set[str]], None]]) -> None:
-        """Start the thread. `publish`: who hears of wakes, first the waiters of this process."""
+    def __init__(
+        self,
+        conn: sqlite3.Connection,
+        clock: Clock,
+        publish: Sequence[Callable[[set[str]], None]],
+        *,
+        others: Callable[[], bool] = lambda: False,
+        ballast: Ballast | None = None,
+        reopen: Callable[[], sqlite3.Connection] | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            conn: Becomes this thread's own.
+            clock: The store's.
+            publish: Who hears of wakes, first the waiters of this process.
+            others: Whether anybody else writes to this database.
+            ballast: Says when the disk is full; None in memory.
+            reopen: Opens another connection in place of one that is broken; None in memory.
+        """
         self._conn = conn
+        self._others = others
+        self._ballast = ballast
+        self._reopen = reopen
+        self._busy_since = time.monotonic()
+        self._began = 0.0
+        self._close_by = float("inf")
+        self._way_wanted = False
+        self._last = False
+        self._left: list[_Job] = []
+        self._note: Callable[[], None] = lambda: None
         self._clock = clock
         self._publish = publish
         self._jobs: queue.Queue[_Job | None] = queue.Queue(_QUEUE_MAX)
@@ -79,6 +131,14 @@ class Writer:
         except TimeoutError as error:
             raise StoreUnavailable(f"{name}: no answer from the writer in {limit_s} s") from error
 
+    def hear(self, note: Callable[[], None]) -> None:
+        """Call `note` after each group; it must be quick."""
+        self._note = note
+
+    def make_way(self) -> None:
+        """Leave a gap after the present transaction: somebody of this process wants to write."""
+        self._way_wanted = True
+
     def depth(self) -> int:
         """How many operations wait."""
         return self._jobs.qsize()
@@ -90,6 +150,7 @@ class Writer:
     def close(self, limit_s: float) -> bool:
         """Carry out what is queued, then end the thread; whether it ended within `limit_s` seconds."""
         self._closed = True
+        self._close_by = time.monotonic() + limit_s
         with suppress(queue.Full):
             self._jobs.put(None, timeout=limit_s)
         self._thread.join(limit_s)
@@ -104,44 +165,53 @@ class Writer:
             raise StoreUnavailable(f"{job.name}: {_QUEUE_MAX} operations wait for the disk") from None
 
     def _work(self) -> None:
-        last = False
         try:
-            while not last:
-                group, last = self._take()
-                wakes = self._carry_out(group)
-                self._answer(group)  # before the wakes: whoever is woken finds the asker already answered
+            while not self._last or self._left:
+                group = self._left or self._take()
+                done, wakes = self._carry_out(group) if group else ([], set())
+                answered = set(map(id, done))
+                self._left = [job for job in group if id(job) not in answered]
+                self._answer(done)  # before the wakes: whoever is woken finds the asker already answered
                 for publish in self._publish:
                     publish(wakes)
+                self._note()
+                self._leave_a_gap()
         except BaseException as error:  # noqa: BLE001 - the thread's death is the store's: every later call says so
             self._died = error
         finally:
             with suppress(sqlite3.Error):
                 self._conn.close()
 
-    def _take(self) -> tuple[list[_Job], bool]:
-        """Wait for work; everything that is queued, and whether the thread shall end after it."""
+    def _take(self) -> list[_Job]:
+        """Wait for work; everything that is queued, or up to the word that it was the last."""
         group: list[_Job] = []
         job = self._wait()
-        while True:
-            if job is None:
-                return group, True
+        while job is not None:
             group.append(job)
             if len(group) >= _GROUP_MAX:
-                return group, False
+                return group
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
-                return group, False
+                return group
+        self._last = True
+        return group
 
     def _wait(self) -> _Job | None:
         """The next job; meanwhile, tell those who wait for work or stops when another process has written."""
+        began = time.monotonic()
         while True:
             try:
                 job = self._jobs.get(timeout=_LOOK_S)
             except queue.Empty:
                 self._look()
+                if self._ballast is not None:
+                    self._ballast.tend()
             else:
                 self._look()
+                now = time.monotonic()
+                if now - began >= _GAP_S:
+                    self._busy_since = now
                 return job
 
     def _look(self) -> None:
@@ -156,32 +226,109 @@ class Writer:
                 self._publish[0]({READY_TOPIC, CONTROL_TOPIC})
             self._version = version
 
-    def _carry_out(self, group: list[_Job]) -> set[str]:
-        if not group:
-            return set()
-        wakes = self._commit(group)
-        if wakes is None and len(group) > 1:
-            return set().union(*(self._commit([job]) or () for job in group))
-        return wakes or set()
+    def _leave_a_gap(self) -> None:
+        """Let others write, if they are there and this thread has been writing without a gap for long enough."""
+        wanted, self._way_wanted = self._way_wanted, False
+        if wanted or (time.monotonic() - self._busy_since >= _STINT_S and self._others()):
+            time.sleep(_GAP_S)
+            self._busy_since = time.monotonic()
 
-    def _commit(self, group: list[_Job]) -> set[str] | None:
-        """Carry out `group` as one transaction; its wakes, or None where an operation raised: nothing was done."""
-        job = group[0]
+    def _carry_out(self, group: list[_Job]) -> tuple[list[_Job], set[str]]:
+        """Carry out as many of `group` as fit into one stint; these, with their answers, and their wakes."""
+        if self._ballast is None:
+            return self._attempt(group)
+        self._ballast.tend()
+        if not self._ballast.low():
+            try:
+                return self._attempt(group)
+            except _Full:
+                self._ballast.free()
+        return self._carry_out_endings(group, self._ballast)
+
+    def _carry_out_endings(self, group: list[_Job], ballast: Ballast) -> tuple[list[_Job], set[str]]:
+        """As `_carry_out`, on a full disk: what begins or goes on is refused."""
+        refused = [job for job in group if job.name in _REFUSED]
+        for job in refused:
+            job.error = StoreUnavailable(f"{job.name}: {ballast.why}", full=True, remedy=ballast.remedy)
+        endings = [job for job in group if job.name not in _REFUSED]
+        while endings:
+            try:
+                done, wakes = self._attempt(endings)
+            except _Full as full:
+                if len(endings) == 1:
+                    detail = f"{endings[0].name}: {ballast.why}, and there is no room for this ({full.__cause__})"
+                    endings[0].error = StoreUnavailable(detail, full=True, remedy=ballast.remedy)
+                    return refused + endings, set()
+                endings = endings[:1]  # what is smaller may fit; the others come next
+            else:
+                return refused + done, wakes
+        return refused, set()
+
+    def _attempt(self, group: list[_Job]) -> tuple[list[_Job], set[str]]:
+        """One transaction; if an operation raises, those before it once more, and that one's error is its answer.
+
+        Raises:
+            _Full: The disk is full, nothing was done.
+        """
         try:
-            self._conn.execute("BEGIN IMMEDIATE")
+            return self._commit(group)
+        except _Undone as undone:
+            if undone.job is None:
+                for job in group:
+                    job.error = _translated(job.name, undone.error)
+                return group, set()
+            before = group[: group.index(undone.job)]
+            done, wakes = self._attempt(before) if before else ([], set())
+            if len(done) == len(before):
+                undone.job.error = _translated(undone.job.name, undone.error)
+                done = [*done, undone.job]
+            return done, wakes
+
+    def _commit(self, group: list[_Job]) -> tuple[list[_Job], set[str]]:
+        """Carry out the first of `group` as one transaction.
+
+        Raises:
+            _Undone: It was rolled back.
+            _Full: So it was, because the disk is full.
+        """
+        current: _Job | None = None
+        done: list[_Job] = []
+        try:
+            self._began = time.monotonic()
+            begin(self._conn, self._until)
+            stint = time.monotonic() + _STINT_S
             tx = Tx(self._conn, self._clock)
             tx.let_time_pass()
-            for job in group:
-                job.error = None
-                job.result = job.operation(tx)
+            for current in group:
+                current.error = None
+                current.result = current.operation(tx)
+                done.append(current)
+                if time.monotonic() >= stint:
+                    break
+            current = None
             self._conn.execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asked, the thread lives on
+        except BaseException as error:
+            self._roll_back(error)
+            if self._ballast is not None and (says_full(error) or (may_be_full(error) and self._ballast.full())):
+                raise _Full from error
+            raise _Undone(current, error) from error
+        return done, tx.wakes
+
+    def _until(self) -> float:
+        """Until when the present transaction may wait for other writers; less once the store is closing."""
+        return min(self._close_by, self._began + BUSY_TIMEOUT_S)
+
+    def _roll_back(self, error: BaseException) -> None:
+        """Back to a connection that is outside of any transaction: this one, or another."""
+        with suppress(sqlite3.Error):
+            self._conn.execute("ROLLBACK")
+        if self._reopen is None or not (self._conn.in_transaction or breaks_connection(error)):
+            return
+        with suppress(StoreError, sqlite3.Error, OSError):
+            fresh = self._reopen()
             with suppress(sqlite3.Error):
-                self._conn.execute("ROLLBACK")
-            for each in group:
-                each.error = _translated(job.name, error)
-            return None
-        return tx.wakes
+                self._conn.close()
+            self._conn, self._version = fresh, None
 
     def _answer(self, group: list[_Job]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
