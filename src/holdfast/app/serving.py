@@ -138,6 +138,6 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
     ):
         announce(line)
     if rehearsal:
-        announce("  on the page: send the line `!tool sleep {\"seconds\": 30}`, then press Stop")
+        announce('  on the page: send the line `!tool sleep {"seconds": 30}`, then press Stop')
     sys.stdout.flush()
     runtime.log.write("ready", url=url, pid=os.getpid())
