@@ -8,6 +8,7 @@ from tests.history.site import Site
 
 
 @pytest.fixture(scope="package")
-def site() -> Iterator[Site]:
-    with Site(specs=("tests.history.agent:agent",)) as made:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    file = tmp_path_factory.mktemp("history") / "h.db"
+    with Site(f"sqlite:///{file}", specs=("tests.history.agent:agent",)) as made:
         yield made

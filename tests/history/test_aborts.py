@@ -47,6 +47,7 @@ def length(site: Site) -> int:
     return turn.record.seq
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("how", "every"),

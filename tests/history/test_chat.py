@@ -86,6 +86,7 @@ turns = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(messages=st.lists(turns, max_size=8))

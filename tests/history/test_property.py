@@ -60,6 +60,7 @@ def _scripts(draw: st.DrawFn) -> str:
 prompts = st.builds(Prompt, _scripts(), st.sampled_from(HOWS), st.integers(1, 30))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 if EXAMPLES > 100 else 60)
 @settings(max_examples=EXAMPLES, phases=PHASES, suppress_health_check=list(HealthCheck))
 @given(talk=st.lists(prompts, min_size=1, max_size=3))
