@@ -1,4 +1,4 @@
-"""A worker process: `python -m holdfast.app.child ORDERS REPORTS BOARD`, started by the supervisor only.
+"""A worker process: `python -m holdfast.app.child ORDERS REPORTS BOARD [FD...]`, started by the supervisor only.
 
 Two threads of it belong to nobody's code: one watches the orders pipe, so that the process ends within two seconds of
 its gateway whatever the loop does; the heartbeat renews leases. Signals are the gateway's: this process ignores them.
@@ -85,7 +85,10 @@ class Child:
         except StoreError as error:
             self._say({"report": "failed", "why": str(error)})
             return
+        if self._ended.is_set():
+            return  # told to end, or orphaned, before there was anything to end
         clock, facts = SystemClock(), pool_facts(served.pool)
+        served.pool.watch = self._board.enter_thread
         worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board)
         self._worker = worker
         _ = self._owner.spawn(self._beat(), "beat")
@@ -164,7 +167,10 @@ def main() -> None:
     """Run until the supervisor says so, or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    orders, reports, board = (int(argument) for argument in sys.argv[1:4])
+    inherited = [int(argument) for argument in sys.argv[1:]]
+    for fd in inherited:  # what a tool starts must hold neither our pipes nor the owner's lock
+        os.set_inheritable(fd, False)
+    orders, reports, board = inherited[:3]
     os.set_blocking(reports, False)
     threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True).start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -10,24 +10,17 @@ ready, and it says why.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
-
-import msgspec
 
 from holdfast.aio import Owner, settle
 from holdfast.app.errors import StartError
-from holdfast.app.pipes import Line, LineReader, write_line
+from holdfast.app.process import WorkerProcess
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
-from holdfast.engine.blame import BlameBoard
+from holdfast.engine.blame import Activity
 from holdfast.engine.reaper import say_reaped
 from holdfast.ports.agent import AgentInfo
 from holdfast.ports.store import STOP_TOPIC, RunStore
@@ -37,90 +30,16 @@ _TICK_S: Final = 0.1
 _READY_S: Final = 60.0
 _WORKING_S: Final = 15.0  # from the word to the first beat
 _STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits
+_LATE_S: Final = 1.0  # a tick of our own that comes so late says nothing about the worker
+_LOOK_S: Final = 0.25  # between two looks at who works, before a kill
+_SPARE_PAUSE_S: Final = 15.0  # before another spare, after one that was of no use
 _INSPECT_S: Final = 0.5
 _REPLACEMENTS_MAX: Final = 3
 _REPLACEMENTS_WINDOW_S: Final = 60.0
 _CALM_S: Final = 15.0  # between tries, once there were too many
 _REAP_S: Final = 2.0
 _TAKE_OVER_TRIES: Final = 20
-
-
-class _Process:
-    """One child, and what it has said."""
-
-    def __init__(self, settings: Settings, specs: Sequence[str], inherited: Sequence[int]) -> None:
-        orders_r, self.orders = os.pipe()
-        self.reports, reports_w = os.pipe()
-        board = BlameBoard.create()
-        self.board = BlameBoard(board)
-        self.agents: list[AgentInfo] = []
-        self.name = ""
-        self.failed = ""
-        self.ready = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.beat_at = 0.0
-        self.told_at = 0.0
-        self.inspections: dict[int, asyncio.Future[Any]] = {}
-        command = [sys.executable, "-m", "holdfast.app.child", str(orders_r), str(reports_w), str(board)]
-        try:
-            self._popen = subprocess.Popen(
-                command, pass_fds=[orders_r, reports_w, board, *inherited], stdin=subprocess.DEVNULL, stdout=sys.stderr
-            )
-        finally:
-            for fd in (orders_r, reports_w, board):
-                os.close(fd)
-        os.set_blocking(self.orders, False)
-        self._reader = LineReader(self.reports, self._take, self.ended.set)
-        self.say({"order": "configure", "settings": settings.model_dump(), "specs": list(specs)})
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._popen.pid
-
-    def say(self, order: Line) -> bool:
-        """Give an order; whether it went out."""
-        return write_line(self.orders, order)
-
-    def exited(self) -> bool:
-        """Whether the process has ended (and is reaped)."""
-        return self._popen.poll() is not None
-
-    def code(self) -> int | None:
-        """Its exit code, or minus the signal that ended it."""
-        return self._popen.returncode
-
-    def kill(self) -> None:
-        """SIGKILL: nothing that it does can prevent this."""
-        with suppress(ProcessLookupError):
-            self._popen.send_signal(signal.SIGKILL)
-
-    def let_go(self) -> None:
-        """Close our ends; a child that still lives sees that."""
-        self._reader.close()
-        with suppress(OSError):
-            os.close(self.orders)
-        for waiter in self.inspections.values():
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _take(self, report: Line) -> None:
-        match report.get("report"):
-            case "beat" | "working":
-                self.beat_at = time.monotonic()
-            case "ready":
-                self.name = report["worker"]
-                self.agents = [msgspec.convert(info, AgentInfo) for info in report["agents"]]
-                self.ready.set()
-            case "failed":
-                self.failed = report["why"]
-                self.ready.set()
-            case "inspected":
-                waiter = self.inspections.pop(report["id"], None)
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(report["found"])
-            case _:
-                pass
+_TRY_AGAIN_S: Final = 0.5
 
 
 class Supervisor:
@@ -144,8 +63,10 @@ class Supervisor:
         self._log = log
         self._inherited = inherited
         self._owner = Owner(self._task_failed)
-        self._worker: _Process | None = None
-        self._spare: _Process | None = None
+        self._worker: WorkerProcess | None = None
+        self._spare: WorkerProcess | None = None
+        self._spare_due = 0.0
+        self._starting: WorkerProcess | None = None
         self._replaced: deque[float] = deque(maxlen=_REPLACEMENTS_MAX + 1)
         self._stop_asked_at = 0.0
         self._closing = False
@@ -177,7 +98,7 @@ class Supervisor:
         process = self._spawn()
         why = await self._until_ready(process)
         if why:
-            self._discard(process)
+            await self._discard(process)
             raise StartError(why if why.startswith("cannot start") else f"cannot start: {why}")
         self.agents = process.agents
         self._put_to_work(process)
@@ -189,14 +110,15 @@ class Supervisor:
         if self._closing:
             return
         self._closing = True
-        worker, spare = self._worker, self._spare
-        if spare is not None:
-            self._discard(spare)
+        worker = self._worker
+        for unused in (self._spare, self._starting):
+            if unused is not None:
+                await self._discard(unused)
         if worker is not None:
             worker.say({"order": "close", "drain_s": drain_s})
             bound = drain_s + 2 * self._settings.stop_grace_s + 5.0
             await self._until_exited(worker, bound)
-            self._discard(worker)
+            await self._discard(worker)
             await self._take_over(worker, None)
         await self._owner.close(1.0)
 
@@ -233,27 +155,76 @@ class Supervisor:
     # watching
 
     async def _watch(self) -> None:
+        """Each tick one look; what fails is said, and looked at again: this task ends with the server only."""
+        last = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_S)
-            worker = self._worker
-            if worker is None:
-                await self._replace()
+            late_s = time.monotonic() - last - _TICK_S
+            last = time.monotonic()
+            if late_s > _LATE_S:  # this process was stopped or starved, and has not read the beats of that time
+                self._excuse(late_s)
                 continue
-            if worker.exited() or worker.ended.is_set():
-                await self._until_exited(worker, _REAP_S)
-                self._log.write("worker_lost", worker=worker.name, pid=worker.pid, code=worker.code())
-                await self._bury(worker, None)
-                continue
-            why = self._stalled(worker)
-            if why:
-                blamed = worker.board.blamed()
-                worker.kill()
-                run = blamed.run if blamed else None
-                self._log.write("worker_killed", worker=worker.name, pid=worker.pid, why=why, blamed=run)
-                await self._until_exited(worker, _REAP_S)
-                await self._bury(worker, blamed)
+            try:
+                await self._look()
+            except Exception as error:  # noqa: BLE001 - no process or no descriptor can be had now; perhaps later
+                self._log.write("supervise_failed", error=repr(error))
+                await asyncio.sleep(_TRY_AGAIN_S)
+            last = time.monotonic()
 
-    def _stalled(self, worker: _Process) -> str:
+    def _excuse(self, late_s: float) -> None:
+        self._log.write("gateway_late", late_ms=int(late_s * 1000))
+        if self._worker is not None:
+            now = time.monotonic()
+            self._worker.told_at = now
+            if self._worker.beat_at:
+                self._worker.beat_at = now
+
+    async def _look(self) -> None:
+        worker = self._worker
+        if worker is None:
+            await self._replace()
+            return
+        if worker.exited() or worker.ended.is_set():
+            await self._until_exited(worker, _REAP_S)
+            if self._closing and worker.code() == 0:
+                return  # it was told to
+            self._log.write("worker_lost", worker=worker.name, pid=worker.pid, code=worker.code())
+            await self._bury(worker, None)
+            return
+        why = self._stalled(worker)
+        if why:
+            blamed = await self._culprit(worker)
+            if not self._stalled(worker):
+                return  # it beats again
+            worker.kill()
+            run = blamed.run if blamed else None
+            self._log.write("worker_killed", worker=worker.name, pid=worker.pid, why=why, blamed=run)
+            await self._until_exited(worker, _REAP_S)
+            await self._bury(worker, blamed)
+            return
+        await self._tend_spare()
+
+    async def _culprit(self, worker: WorkerProcess) -> RunKey | None:
+        """Whose step, or whose sync tool, blocks the loop."""
+        activity = Activity(worker.pid, worker.board)
+        if activity.in_threads:
+            await asyncio.sleep(_LOOK_S)
+        return activity.culprit(_LOOK_S)
+
+    async def _tend_spare(self) -> None:
+        """A spare that has died, or could not load, makes room for another; not at once if it was of no use."""
+        spare = self._spare
+        if spare is not None and (spare.exited() or spare.failed):
+            self._spare = None
+            if spare.failed or not spare.ready.is_set():
+                self._spare_due = time.monotonic() + _SPARE_PAUSE_S
+            await self._until_exited(spare, _REAP_S)
+            self._log.write("spare_lost", pid=spare.pid, code=spare.code(), why=spare.failed or None)
+            await self._discard(spare)
+        if self._settings.spare and self._spare is None and not self._closing and time.monotonic() > self._spare_due:
+            self._spare = self._spawn()
+
+    def _stalled(self, worker: WorkerProcess) -> str:
         """Why the worker must be killed now, or ""."""
         now = time.monotonic()
         if not worker.beat_at:
@@ -261,7 +232,8 @@ class Supervisor:
         silent_s = now - worker.beat_at
         if silent_s > self._settings.loop_stall_s:
             return f"no beat for {silent_s:.1f} s"
-        if silent_s > _STOP_STALL_S and self._stop_asked_at > worker.beat_at:
+        # A stop that was asked within the grace before the last beat may be what the loop is blocked by: cleaning up.
+        if silent_s > _STOP_STALL_S and self._stop_asked_at > worker.beat_at - self._settings.stop_grace_s:
             return f"no beat for {silent_s:.1f} s, and a stop waits"
         return ""
 
@@ -272,11 +244,11 @@ class Supervisor:
                 if await wake.wait(60.0):
                     self._stop_asked_at = time.monotonic()
 
-    async def _bury(self, worker: _Process, blamed: RunKey | None) -> None:
+    async def _bury(self, worker: WorkerProcess, blamed: RunKey | None) -> None:
         """The replacement first, then the runs of the dead."""
         self._worker = None
         self.why = "the worker has ended and is being replaced"
-        self._discard(worker)
+        await self._discard(worker)
         self._replaced.append(time.monotonic())
         _ = self._owner.spawn(self._take_over(worker, blamed), f"take over from {worker.name}")
         if not self._too_many():
@@ -295,35 +267,42 @@ class Supervisor:
             if time.monotonic() - self._replaced[-1] < _CALM_S:
                 return
             self._replaced.append(time.monotonic())
-        process = self._spare if self._spare is not None and not self._spare.exited() else self._spawn()
-        self._spare = None
+        process = await self._take_spare() or self._spawn()
+        self._starting = process
         why = await self._until_ready(process)
+        self._starting = None
         if self._has_closed():
-            self._discard(process)
+            await self._discard(process)
         elif why:
-            self._discard(process)
+            await self._discard(process)
             self._replaced.append(time.monotonic())
             self.why = why
             self._log.write("worker_not_ready", why=why)
         else:
             self._put_to_work(process)
 
+    async def _take_spare(self) -> WorkerProcess | None:
+        """The spare, if it is of use."""
+        spare, self._spare = self._spare, None
+        if spare is None or not (spare.exited() or spare.failed):
+            return spare
+        await self._discard(spare)
+        return None
+
     def _has_closed(self) -> bool:
         return self._closing
 
-    def _put_to_work(self, process: _Process) -> None:
+    def _put_to_work(self, process: WorkerProcess) -> None:
         self._worker = process
         process.told_at = time.monotonic()
         process.say({"order": "go"})
         self.why = ""
         self._log.write("worker_started", worker=process.name, pid=process.pid)
-        if self._settings.spare and self._spare is None:
-            self._spare = self._spawn()
 
-    def _spawn(self) -> _Process:
-        return _Process(self._settings, self._specs, self._inherited)
+    def _spawn(self) -> WorkerProcess:
+        return WorkerProcess(self._settings, self._specs, self._inherited)
 
-    async def _until_ready(self, process: _Process) -> str:
+    async def _until_ready(self, process: WorkerProcess) -> str:
         """Why the process is of no use, or "" once it is ready."""
         until = time.monotonic() + _READY_S
         while not process.ready.is_set():
@@ -334,26 +313,26 @@ class Supervisor:
             await asyncio.sleep(0.01)
         return process.failed
 
-    async def _until_exited(self, process: _Process, limit_s: float) -> None:
+    async def _until_exited(self, process: WorkerProcess, limit_s: float) -> None:
         until = time.monotonic() + limit_s
         while not process.exited() and time.monotonic() < until:  # noqa: ASYNC110 - waitpid has no event here
             await asyncio.sleep(0.01)
 
-    def _discard(self, process: _Process) -> None:
+    async def _discard(self, process: WorkerProcess) -> None:
+        """Kill it if it lives, and close what we have of it."""
         if not process.exited():
             process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process._popen.wait(_REAP_S)
+            await self._until_exited(process, _REAP_S)
         process.let_go()
 
-    async def _take_over(self, worker: _Process, blamed: RunKey | None) -> None:
+    async def _take_over(self, worker: WorkerProcess, blamed: RunKey | None) -> None:
         """Take what a dead worker held at once, as often as the store needs to hear it."""
         for _ in range(_TAKE_OVER_TRIES):
             try:
                 reaped = await self._store.bury(worker.name, blamed)
             except Exception as error:  # noqa: BLE001 - said and repeated; the leases expire by themselves in the end
                 self._log.write("bury_failed", worker=worker.name, error=repr(error))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(_TRY_AGAIN_S)
             else:
                 for each in reaped:
                     await say_reaped(self._store, self._log, each)

@@ -3,6 +3,9 @@
 Every step of a task that works for a run is wrapped: before the step the run's slot number is written into the mark,
 after it the mark is cleared. A loop that does not beat is inside the step that the mark names. A step costs two
 writes of eight bytes.
+
+A sync tool in a thread can block the loop, too: a long call into C that keeps the interpreter's lock. So tool threads
+are on the board as well, and `culprit` looks which of them works while the loop's thread only asks for the lock.
 """
 
 from __future__ import annotations
@@ -10,8 +13,11 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-from collections.abc import Coroutine, Generator
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -19,7 +25,12 @@ from holdfast.domain.ids import RunKey
 
 SLOTS: Final = 4096
 _NAME_BYTES: Final = 272  # tenant, a line feed, run: two ids of at most 128
-SIZE: Final = 8 + SLOTS * _NAME_BYTES
+_THREADS: Final = 512  # two numbers for each: the kernel's id of the thread, and the slot it works for
+_THREADS_AT: Final = 1
+_NAMES_AT: Final = 8 * (_THREADS_AT + 2 * _THREADS)
+SIZE: Final = _NAMES_AT + SLOTS * _NAME_BYTES
+_WORKS: Final = 0.3  # of a processor, in a thread that holds the lock
+_ASKS: Final = 20  # times a second, at least, for the lock; CPython asks 200 times
 
 _slot: ContextVar[int] = ContextVar("holdfast_blame_slot", default=0)
 
@@ -30,8 +41,15 @@ class BlameBoard:
     def __init__(self, fd: int) -> None:
         """Map the file `fd`, of at least `SIZE` bytes."""
         self._map = mmap.mmap(fd, SIZE)
-        self._mark = memoryview(self._map)[:8].cast("q")
-        self._free = list(range(SLOTS - 1, 0, -1))
+        self._mark = memoryview(self._map)[:_NAMES_AT].cast("q")
+        self._free = deque(range(1, SLOTS))  # the longest unused first: a tool's thread may outlive its run
+        self._free_threads = list(range(_THREADS_AT, _THREADS_AT + 2 * _THREADS, 2))
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self._mark.release()
+        self._map.close()
 
     @staticmethod
     def create() -> int:
@@ -50,9 +68,9 @@ class BlameBoard:
         """A slot for a run; 0, which blames nobody, where all are taken."""
         if not self._free:
             return 0
-        slot = self._free.pop()
+        slot = self._free.popleft()
         name = f"{key.tenant}\n{key.run}".encode()[:_NAME_BYTES]
-        at = 8 + slot * _NAME_BYTES
+        at = _NAMES_AT + slot * _NAME_BYTES
         self._map[at : at + _NAME_BYTES] = name.ljust(_NAME_BYTES, b"\0")
         return slot
 
@@ -63,10 +81,38 @@ class BlameBoard:
 
     def blamed(self) -> RunKey | None:
         """The run in whose step the loop is now; for the supervisor, whose worker does not beat."""
-        slot = self._mark[0]
+        return self._run_of(self._mark[0])
+
+    def threads(self) -> dict[int, RunKey]:
+        """The threads that are in a sync tool, by the kernel's ids."""
+        found: dict[int, RunKey] = {}
+        for at in range(_THREADS_AT, _THREADS_AT + 2 * _THREADS, 2):
+            thread, run = self._mark[at], self._run_of(self._mark[at + 1])
+            if thread and run is not None:
+                found[thread] = run
+        return found
+
+    def enter_thread(self, context: Context) -> Callable[[], None]:
+        """This thread begins to work in `context`; what to call when it has ended."""
+        slot = context.get(_slot, 0)
+        with self._lock:
+            if not slot or not self._free_threads:
+                return _nothing
+            at = self._free_threads.pop()
+        self._mark[at + 1] = slot
+        self._mark[at] = threading.get_native_id()
+
+        def leave() -> None:
+            self._mark[at] = 0
+            with self._lock:
+                self._free_threads.append(at)
+
+        return leave
+
+    def _run_of(self, slot: int) -> RunKey | None:
         if not 0 < slot < SLOTS:
             return None
-        at = 8 + slot * _NAME_BYTES
+        at = _NAMES_AT + slot * _NAME_BYTES
         tenant, _, run = self._map[at : at + _NAME_BYTES].rstrip(b"\0").decode(errors="replace").partition("\n")
         return RunKey(tenant, run) if run else None
 
@@ -90,6 +136,55 @@ class BlameBoard:
         slot = _slot.get() if context is None else context.get(_slot, 0)
         marked = _Marked(work, slot, self._mark) if slot else work
         return asyncio.Task(marked, loop=loop, context=context, name=name)
+
+
+class Activity:
+    """What the loop's thread and the tool threads of a process did since this was made; Linux only."""
+
+    def __init__(self, pid: int, board: BlameBoard) -> None:
+        """Take the first look."""
+        self._pid = pid
+        self._board = board
+        self._before = {thread: _seen(pid, thread) for thread in [pid, *board.threads()]}
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether any tool thread is there to be looked at."""
+        return len(self._before) > 1
+
+    def culprit(self, seconds: float) -> RunKey | None:
+        """Take the second look, `seconds` after the first: the run that blocks the loop."""
+        marked = self._board.blamed()
+        if not self.in_threads:
+            return marked
+        worked: dict[int, float] = {}
+        asked = 0.0
+        for thread, before in self._before.items():
+            now = _seen(self._pid, thread)
+            if now is not None and before is not None:
+                worked[thread] = (now[0] - before[0]) / seconds
+                asked = (now[1] - before[1]) / seconds if thread == self._pid else asked
+        waits_for_lock = asked >= _ASKS and worked.pop(self._pid, 1.0) < _WORKS
+        busiest = max(worked, key=worked.__getitem__, default=0)
+        if waits_for_lock and busiest and worked[busiest] >= _WORKS:
+            return self._board.threads().get(busiest, marked)
+        return marked
+
+
+def _seen(pid: int, thread: int) -> tuple[float, int] | None:
+    """Processor seconds of a thread, and how often it has waited."""
+    try:
+        task = Path(f"/proc/{pid}/task/{thread}")
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        status = (task / "status").read_text()
+        ticks = int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK"), int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _nothing() -> None:
+    """Nobody is told."""
 
 
 def work_for(slot: int) -> None:

@@ -42,9 +42,12 @@ class ToolQuit(RuntimeError):
 class _Job(Future[Any]):
     """One call of one function: a future that notices when its caller gives up on it while it runs."""
 
-    def __init__(self, pool: ToolPool, work: Callable[[], Any], call: str, probe: Probe) -> None:
+    def __init__(
+        self, pool: ToolPool, work: Callable[[], Any], call: str, probe: Probe, context: contextvars.Context
+    ) -> None:
         super().__init__()
         self.pool = pool
+        self.context = context
         self.work: Callable[[], Any] | None = work
         self.call = call
         self.probe = probe
@@ -61,6 +64,7 @@ class _Job(Future[Any]):
         """Run the function and keep its outcome, in the worker's thread."""
         work, self.work = self.work, None
         self.probe.thread_started(self.call)
+        leave = self.pool.watch(self.context)
         error: BaseException | None = ToolQuit("the tool ended its thread")
         outcome: Any = None
         try:
@@ -72,12 +76,22 @@ class _Job(Future[Any]):
             error = failure
         finally:
             # Even for what is no Exception and ends this thread: the waiter hears of it.
+            leave()
             self.probe.thread_ended(self.call)
             self.pool._returned(self)
             if error is not None:
                 self.set_exception(error)
             else:
                 self.set_result(outcome)
+
+
+def _unwatched(_: contextvars.Context) -> Callable[[], None]:
+    """Nobody wants to know which thread works for whom."""
+    return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 class ToolPool(Executor):
@@ -102,6 +116,8 @@ class ToolPool(Executor):
         self._quarantined = 0
         self._started = 0
         self._closed = False
+        # Called in a tool's thread with the call's context; what it returns is called after the tool.
+        self.watch: Callable[[contextvars.Context], Callable[[], None]] = _unwatched
 
     @property
     def threads(self) -> int:
@@ -139,6 +155,7 @@ class ToolPool(Executor):
             partial(context.run, fn, *args),
             call.call if call is not None else "",
             current_probe(),
+            context,
         )
         with self._lock:
             if self._closed:
