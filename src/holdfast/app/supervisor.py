@@ -335,7 +335,7 @@ class Supervisor:
                 await asyncio.sleep(_TRY_AGAIN_S)
             else:
                 for each in reaped:
-                    await say_reaped(self._store, self._log, each)
+                    say_reaped(self._log, each)
                 return
 
     def _task_failed(self, name: str, error: BaseException) -> None:

@@ -29,11 +29,12 @@ from holdfast.domain.runs import Reason, State
 from holdfast.engine.appender import Appender, Lost
 from holdfast.engine.blame import BlameBoard, work_for
 from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal, tool_ends
+from holdfast.engine.telling import tell_end, tell_ends
 from holdfast.engine.translate import Translator
 from holdfast.ports.agent import Agent, Result, RunContext
 from holdfast.ports.clock import Clock
 from holdfast.ports.probe import Probe, enter
-from holdfast.ports.store import Appended, Claim, Ending, RunStore, Status
+from holdfast.ports.store import Appended, Claim, Ended, Ending, RunStore, Status
 from holdfast.telemetry import Log
 
 T = TypeVar("T")
@@ -290,6 +291,7 @@ class Executor:
             await store.append(claim.key, claim.fence, appender.head, rest)
         answer = await store.release(claim.key, claim.fence)
         self._log("run_released", status=answer.status)
+        tell_ends(self._around.log, answer.ends)  # it had been told to stop: then it was no requeue
 
     def _open_calls(self) -> list[Any]:
         return self._appender.fold.open_calls() if self._appender else []
@@ -427,15 +429,20 @@ class Executor:
             raise appender.failed.result()
 
     def _log_end(self, outcome: Outcome) -> None:
-        key = self.claim.key
-        if outcome.state is State.CANCELLED:
-            self._log("stream_cancelled", reason=outcome.reason, by=outcome.by or None)
-        if outcome.reason is Reason.SUPERSEDED:
-            word = "prev_stream_timeout_on_cancel" if outcome.abandoned else "prev_stream_finished_cleanly"
-            self._around.log.write(word, run=key.run, session=self.claim.session)
-        total = self._around.clock.wall_ms() - self.claim.created_at
-        self._log("stream_end", state=outcome.state, reason=outcome.reason, duration_ms=max(0, total))
-        self._around.log.write("cleanup_done", run=key.run)
+        """Its own worker tells at once: the store answers it before anybody can claim the next run here."""
+        claim = self.claim
+        end = Ended(
+            key=claim.key,
+            session=claim.session,
+            trace=claim.spec.trace,
+            state=outcome.state,
+            reason=outcome.reason,
+            by=outcome.by,
+            cut_off=outcome.abandoned,
+            created_at=claim.created_at,
+            ended_at=self._around.clock.wall_ms(),
+        )
+        tell_end(self._around.log, end)
 
     def _log(self, event: str, **facts: Any) -> None:
         claim = self.claim

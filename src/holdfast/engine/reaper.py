@@ -8,7 +8,7 @@ from typing import Final
 
 from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
-from holdfast.domain.runs import Reason, State
+from holdfast.engine.telling import tell_ends
 from holdfast.ports.store import Reaped, RunStore
 from holdfast.telemetry import Log
 
@@ -49,7 +49,7 @@ class Reaper:
 
     async def _reap(self) -> float:
         for reaped in await self._store.reap(_LIMIT, self._grace_ms):
-            await say_reaped(self._store, self._log, reaped)
+            say_reaped(self._log, reaped)
         due_ms = await self._store.next_due_ms()
         return _EVERY_S if due_ms is None else min(_EVERY_S, max(_LEAST_S, due_ms / 1000))
 
@@ -62,18 +62,10 @@ class Reaper:
             self._log.write("swept", runs=swept)
 
 
-async def say_reaped(store: RunStore, log: Log, reaped: Reaped) -> None:
-    """The log lines of a run that was requeued or ended from outside."""
-    key = reaped.key
+def say_reaped(log: Log, reaped: Reaped) -> None:
+    """The log lines of a run that was requeued, stopped or ended from outside."""
     if reaped.outcome == "requeued":
-        log.write("run_requeued", run=key.run, session=reaped.session)
-        return
-    record = await store.get(key)
-    trace = record.spec.trace if record else None
-    facts = {"trace": trace, "run": key.run, "session": reaped.session}
-    if reaped.outcome == State.CANCELLED:
-        log.write("stream_cancelled", **facts, reason=reaped.reason)
-    if reaped.reason is Reason.SUPERSEDED:
-        log.write("prev_stream_timeout_on_cancel", run=key.run, session=reaped.session)
-    took = record.ended_at - record.created_at if record and record.ended_at else None
-    log.write("stream_end", **facts, state=reaped.outcome, reason=reaped.reason, duration_ms=took)
+        log.write("run_requeued", run=reaped.key.run, session=reaped.session)
+    elif reaped.outcome == "stopping":
+        log.write("listener_lost", run=reaped.key.run, session=reaped.session)
+    tell_ends(log, reaped.ends)

@@ -17,7 +17,8 @@ from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import RunKey, new_run_id, new_session_id
 from holdfast.domain.messages import HistoryEntry, Message
-from holdfast.domain.runs import Policy, Reason, State
+from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
+from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import AgentInfo
 from holdfast.ports.store import (
     Created,
@@ -53,6 +54,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     idempotency_key: str = ""
     trace: str = ""
     context: list[Message] = []
+    listens: bool = False  # the request that makes it waits for its end, and nobody else is known to
 
 
 class SessionView(msgspec.Struct, frozen=True):
@@ -89,6 +91,7 @@ class Sessions:
         self._log = log
         self._agents = agents
         self._inspector = inspector
+        self._listener_ms = int(settings.listener_lease_s * 1000)
         self.draining = False  # set by the composition root: runs end, none begins
 
     def agents(self) -> Sequence[AgentInfo]:
@@ -116,6 +119,7 @@ class Sessions:
             idempotency_key=request.idempotency_key,
             body_hash=_body_hash(request),
             limits=self._limits(request, agent),
+            listener_ms=self._listener_ms if request.listens and request.on_disconnect == OnDisconnect.CANCEL else 0,
         )
         self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
@@ -133,12 +137,12 @@ class Sessions:
         answer = await self._store.request_stop(key, reason, by)
         if answer.record is None:
             raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
-        record = answer.record
-        if answer.status is Status.OK and record.state.terminal:  # it was queued or waiting: no worker says it
-            facts = {"trace": record.spec.trace, "run": key.run, "session": record.session}
-            self._log.write("stream_cancelled", **facts, reason=record.reason, by=by)
-            self._log.write("stream_end", **facts, state=record.state, reason=record.reason)
-        return record
+        tell_ends(self._log, answer.ends)  # it was queued or waiting: no worker does
+        return answer.record
+
+    async def listen(self, keys: Sequence[RunKey]) -> list[RunKey]:
+        """Say that the requests that made these runs are still served; those that need to hear it again."""
+        return await self._store.listen(keys, self._listener_ms)
 
     async def stop_session(self, tenant: str, session: str, by: str) -> RunRecord | None:
         """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would."""
@@ -287,16 +291,7 @@ class Sessions:
                     retry_after_s=RETRY_AFTER_S,
                 )
             case _:
-                self._say_superseded(created, new)
                 return created
-
-    def _say_superseded(self, created: Created, new: NewRun) -> None:
-        """Queued and waiting runs ended in the very step; an active one is said by its worker."""
-        for run in created.superseded:
-            facts = {"run": run, "session": new.session}
-            self._log.write("stream_cancelled", **facts, reason=Reason.SUPERSEDED, by=new.key.run)
-            self._log.write("prev_stream_finished_cleanly", **facts)
-            self._log.write("stream_end", **facts, state=State.CANCELLED, reason=Reason.SUPERSEDED)
 
     def _served(self, key: RunKey, page: Page) -> Page:
         if page.status is Status.UNKNOWN:
@@ -324,7 +319,7 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
 
 
 def _body_hash(request: StartRequest) -> str:
-    asked = msgspec.structs.replace(request, idempotency_key="", trace="")
+    asked = msgspec.structs.replace(request, idempotency_key="", trace="", listens=False)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
 
 

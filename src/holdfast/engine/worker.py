@@ -20,6 +20,7 @@ from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
+from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import Agent
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
@@ -127,6 +128,7 @@ class Worker:
                 lease_ms = int(self._settings.lease_s * 1000)
                 claims = await self._store.claim(self.name, min(free, _CLAIM_MAX), lease_ms)
                 for claim in claims:
+                    tell_ends(self._log, claim.before)
                     self._begin(claim)
                 if not claims:
                     await wake.wait(_POLL_S)

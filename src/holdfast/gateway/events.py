@@ -7,8 +7,7 @@ The stored bytes are what every reader gets, from whatever offset and in whateve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, Protocol
 
 import msgspec
@@ -189,7 +188,7 @@ class LogStream(Response):
         *,
         status: int = 200,
         headers: dict[str, str] | None = None,
-        on_gone: Callable[[], None] | None = None,
+        listens: bool = False,
     ) -> None:
         """Take what is to be read, and how it is written.
 
@@ -200,7 +199,8 @@ class LogStream(Response):
             encoder: The form on the wire.
             status: 200, or 201 for the request that made the run.
             headers: Further headers.
-            on_gone: Called once if the client left, or took nothing for too long, before the end.
+            listens: The run is stopped if the client leaves, or takes nothing for too long, before the end; or
+                if this process ends, once its lease as a listener is over.
         """
         self.status_code = status
         sent = {
@@ -214,7 +214,7 @@ class LogStream(Response):
         self._key = key
         self._opening = opening
         self._encoder = encoder
-        self._on_gone = on_gone
+        self._listens = listens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response; returns when the log ended, the client left or the server closes."""
@@ -222,8 +222,9 @@ class LogStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        async with Reader(self._gate, scope, receive, self._on_gone) as reader:
-            await self._pump(reader, send)
+        with self._gate.listening(self._key) if self._listens else nullcontext():
+            async with Reader(self._gate, scope, receive, self._gone if self._listens else None) as reader:
+                await self._pump(reader, send)
         if not reader.gone:
             await send({"type": "http.response.body", "body": b""})
 
@@ -252,9 +253,12 @@ class LogStream(Response):
 
     def _said_enough(self) -> bool:
         """Whether the encoder ended before its log did; then nobody reads the run on, as if its client had left."""
-        if self._encoder.ended() and self._on_gone is not None:
-            self._on_gone()
+        if self._encoder.ended() and self._listens:
+            self._gone()
         return self._encoder.ended()
+
+    def _gone(self) -> None:
+        self._gate.client_gone(self._key)
 
 
 async def read_events(gate: Gate, request: Request) -> Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from holdfast.aio import Owner
@@ -17,6 +18,7 @@ from holdfast.telemetry import Log
 
 _STOP_TRIES = 10
 _STOP_PAUSE_S = 1.0
+_RENEW_S = 1.0
 
 
 class Closable(Protocol):
@@ -50,6 +52,8 @@ class Gate:
         self.description: dict[str, Any] = {}
         self.closing = False
         self._readers: set[Closable] = set()
+        self._listened: set[RunKey] = set()
+        self._renewing = False
 
     @property
     def readers(self) -> int:
@@ -72,9 +76,33 @@ class Gate:
         for reader in self._readers:
             reader.close()
 
+    @contextmanager
+    def listening(self, key: RunKey) -> Iterator[None]:
+        """Serve the request that made a run which is cancelled with it: renew its listener's lease meanwhile."""
+        self._listened.add(key)
+        if not self._renewing:
+            self._renewing = True
+            _ = self.owner.spawn(self._renew(), "listeners")
+        try:
+            yield
+        finally:
+            self._listened.discard(key)
+
     def client_gone(self, key: RunKey) -> None:
         """Stop a run whose creating client went away; repeated while the store does not answer."""
         _ = self.owner.spawn(self._stop(key), f"stop {key.run}")
+
+    async def _renew(self) -> None:
+        """One write each second for all of them; ends with the last."""
+        try:
+            while self._listened:
+                try:
+                    await self.sessions.listen(list(self._listened))
+                except StoreUnavailable as error:
+                    self.log.write("store_unavailable", part="listeners", error=error.detail)
+                await asyncio.sleep(_RENEW_S)
+        finally:
+            self._renewing = False
 
     async def _stop(self, key: RunKey) -> None:
         for _ in range(_STOP_TRIES):

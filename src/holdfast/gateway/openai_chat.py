@@ -6,7 +6,7 @@ shown ends the stream with an error, and a client that leaves stops its run unle
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -161,24 +161,25 @@ class ChatEncoder:
 class WholeAnswer(Response):
     """A completion that is not streamed: waits for the end, then answers with a status that says how it ended."""
 
-    def __init__(self, gate: Gate, record: RunRecord, opening: Opening, *, cancels: bool) -> None:
+    def __init__(self, gate: Gate, record: RunRecord, opening: Opening, *, listens: bool) -> None:
         """Take the run, and whether it is stopped if the client leaves."""
         self._gate = gate
         self._record = record
         self._opening = opening
-        self._cancels = cancels
+        self._listens = listens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait, then answer; nothing is sent to a client that has left."""
         key = self._record.key
 
         def on_gone() -> None:
-            if self._cancels:
+            if self._listens:
                 self._gate.client_gone(key)
 
         response: Response | None = None
-        async with Reader(self._gate, scope, receive, on_gone) as reader:
-            response = await self._answer()
+        with self._gate.listening(key) if self._listens else nullcontext():
+            async with Reader(self._gate, scope, receive, on_gone) as reader:
+                response = await self._answer()
         if response is None and not reader.gone:
             closing = HoldfastError("not_ready", "the server is closing; the run goes on", run=key.run)
             response = answer(openai_document(closing), 503, {"Retry-After": "1"})
@@ -252,13 +253,14 @@ async def create_completion(gate: Gate, request: Request) -> Response:
             protocol="openai.chat",
             idempotency_key=idempotency_key(request),
             trace=trace_of(request),
+            listens=True,
         ),
     )
     record = made(created)
-    cancels = body.on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
+    listens = body.on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
     opening = await open_log(gate, record.key, Offset())
     if not body.stream:
-        return WholeAnswer(gate, record, opening, cancels=cancels)
+        return WholeAnswer(gate, record, opening, listens=listens)
     options = body.stream_options
     encoder = ChatEncoder(record, include_usage=bool(options and options.include_usage))
     return LogStream(
@@ -267,7 +269,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
         opening,
         encoder,
         headers=_named(record),
-        on_gone=(lambda: gate.client_gone(record.key)) if cancels else None,
+        listens=listens,
     )
 
 

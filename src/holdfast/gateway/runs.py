@@ -58,6 +58,7 @@ class InputBody(msgspec.Struct, forbid_unknown_fields=True):
 async def start(gate: Gate, request: Request) -> Response:
     """POST /api/runs: store a prompt; answer with its record, or with its stream if Accept names one."""
     body = await read_json(request, StartBody, gate.settings.body_bytes)
+    form = asks_for(request, (SSE.media_type, NDJSON.media_type))
     asked = StartRequest(
         input=check_input(body.input, gate.settings.input_bytes),
         session=body.session or "",
@@ -68,14 +69,13 @@ async def start(gate: Gate, request: Request) -> Response:
         metadata=check_metadata(body.metadata or {}),
         idempotency_key=idempotency_key(request),
         trace=trace_of(request),
+        listens=bool(form),
     )
     created = await gate.sessions.start(tenant_of(request), asked)
     record = made(created)
     status, headers = placed(created)
-    form = asks_for(request, (SSE.media_type, NDJSON.media_type))
     if not form:
         return answer(run_view(record), status, headers)
-    cancels = body.on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
     return LogStream(
         gate,
         record.key,
@@ -83,7 +83,7 @@ async def start(gate: Gate, request: Request) -> Response:
         SSE() if form == SSE.media_type else NDJSON(),
         status=status,
         headers=headers,
-        on_gone=(lambda: gate.client_gone(record.key)) if cancels else None,
+        listens=body.on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK,
     )
 
 

@@ -79,6 +79,7 @@ class NewRun(msgspec.Struct, frozen=True):
     idempotency_key: str = ""
     body_hash: str = ""
     limits: Limits = Limits()
+    listener_ms: int = 0  # over 0: it is stopped unless `listen` is called for it at least this often
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -117,6 +118,20 @@ class Created(msgspec.Struct, frozen=True):
     superseded: list[str] = []
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """How a run ended that did not end by its own worker's word, as its log lines tell it."""
+
+    key: RunKey
+    session: str
+    trace: str
+    state: State
+    reason: Reason
+    by: str
+    cut_off: bool  # it was running, and had not left by itself
+    created_at: int
+    ended_at: int
+
+
 class Claim(msgspec.Struct, frozen=True):
     """A run handed to one worker."""
 
@@ -133,6 +148,7 @@ class Claim(msgspec.Struct, frozen=True):
     created_at: int
     ready_at: int
     decisions: list[dict[str, Any]] = []
+    before: list[Ended] = []  # ends in its session that nobody has told: the claimer does, before it begins
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -158,6 +174,7 @@ class Appended(msgspec.Struct, frozen=True):
 
     status: Status
     head: int
+    ends: list[Ended] = []  # for the caller to tell; release only
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -179,6 +196,7 @@ class Stopped(msgspec.Struct, frozen=True):
 
     status: Status
     record: RunRecord | None
+    ends: list[Ended] = []  # for the caller to tell
 
 
 class Reaped(msgspec.Struct, frozen=True):
@@ -186,8 +204,9 @@ class Reaped(msgspec.Struct, frozen=True):
 
     key: RunKey
     session: str
-    outcome: str  # requeued, or the state it ended in
+    outcome: str  # requeued, stopping, or the state it ended in
     reason: Reason | None
+    ends: list[Ended] = []  # for the caller to tell
 
 
 class Page(msgspec.Struct, frozen=True):

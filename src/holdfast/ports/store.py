@@ -4,6 +4,10 @@ Results are values; `StoreUnavailable` alone is raised, and means that the outco
 the call as it was, which is safe, because each operation is idempotent by its key. holdfast.testing has the
 conformance suite that every adapter passes.
 
+Who tells of an end: a run that its own worker finished is told by that worker. Where somebody else ends a run, the
+step itself decides. If another run of the session is to begin, that one's claim hands the end over (`Claim.before`),
+so that it is told before the start of its successor, in whatever process; else the answer of the step has it (`ends`).
+
 Times: `*_ms` durations in milliseconds; `*_at` are wall milliseconds since 1970.
 """
 
@@ -20,6 +24,7 @@ from holdfast.ports.records import (
     Appended,
     Claim,
     Created,
+    Ended,
     Ending,
     Fence,
     Held,
@@ -44,6 +49,7 @@ __all__ = [
     "Appended",
     "Claim",
     "Created",
+    "Ended",
     "Ending",
     "Fence",
     "Heart",
@@ -166,6 +172,13 @@ class RunStore(Protocol):
         """Set the durable stop flag, first reason kept; a queued or waiting run ends in this very step."""
         ...
 
+    async def listen(self, keys: Sequence[RunKey], lease_ms: int) -> list[RunKey]:
+        """Say that somebody listens to runs made with `listener_ms`; those that still need to hear it.
+
+        A run that nobody says it of for `lease_ms` is told to stop by reap, reason client_disconnect.
+        """
+        ...
+
     async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> Status:
         """Put an input into the inbox of a run that has not ended: OK, ENDED, UNKNOWN or GONE."""
         ...
@@ -180,6 +193,9 @@ class RunStore(Protocol):
 
     async def reap(self, limit: int, grace_ms: int) -> list[Reaped]:
         """Requeue or end what is due: leases, deadlines, queue timeouts, stops unanswered for `grace_ms`.
+
+        A run whose listener is due is told to stop. Ends that their step could hand to nobody (a session that was
+        forgotten, a successor that never began) are handed out here, too.
 
         Any process may call it at any time, also at once.
         """

@@ -13,6 +13,7 @@ from holdfast.domain.runs import Move, Reason, State, Trigger, decide
 from holdfast.ports.store import Appended, Claim, Fence, Held, Renewal, Status
 from holdfast.stores.sqlite.ending import changed, end_from_outside, front_rank, make_ready
 from holdfast.stores.sqlite.rows import find, key_of, phase, spec_of
+from holdfast.stores.sqlite.telling import take
 from holdfast.stores.sqlite.tx import Tx
 
 
@@ -64,6 +65,7 @@ def _hand_out(tx: Tx, row: sqlite3.Row, worker: str, lease_ms: int) -> Claim:
         created_at=row["created_at"],
         ready_at=row["ready_at"] or row["created_at"],
         decisions=msgspec.json.decode(decisions["decisions"]) if decisions else [],
+        before=take(tx, row["tenant"], row["session"]),
     )
 
 
@@ -103,8 +105,8 @@ def release(tx: Tx, key: RunKey, fence: Fence) -> Appended:
     if not holds(row, fence) or not isinstance(move, Move):
         return Appended(Status.FENCED, row["head"])
     if move.to.state is State.CANCELLED:
-        end_from_outside(tx, row, State.CANCELLED, Reason(row["stopping"]), row["stop_by"])
-        return Appended(Status.OK, row["head"] + 1)
+        ends = end_from_outside(tx, row, State.CANCELLED, Reason(row["stopping"]), row["stop_by"], left=True)
+        return Appended(Status.OK, row["head"] + 1, ends)
     requeue(tx, row, counts=False)
     return Appended(Status.OK, row["head"])
 

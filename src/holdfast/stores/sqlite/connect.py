@@ -13,7 +13,7 @@ from typing import Final
 from holdfast.ports.clock import Clock
 from holdfast.stores.sqlite.faults import code_of, is_busy
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MEMORY: Final = ":memory:"
 BUSY_TIMEOUT_S: Final = 7.0  # the supervisor's stall bound + 2 s: who froze inside a transaction is killed before
 _WAL_PAGES_MAX: Final = 4000  # a net: the checkpoint thread begins far below
@@ -115,9 +115,11 @@ def prepare(conn: sqlite3.Connection, path: str, clock: Clock) -> None:
     try:
         version = conn.execute("PRAGMA user_version").fetchone()[0]
         _check_version(version, path)
-        if version == 0:
-            for statement in _statements(resources.files(__package__).joinpath("schema.sql").read_text("utf-8")):
+        scripts = ["schema.sql"] if version == 0 else [f"from_{v}.sql" for v in range(version, SCHEMA_VERSION)]
+        for script in scripts:
+            for statement in _statements(resources.files(__package__).joinpath(script).read_text("utf-8")):
                 conn.execute(statement)
+        if scripts:
             conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         _note_boot(conn, clock)
         conn.execute("COMMIT")
@@ -138,7 +140,7 @@ def _note_boot(conn: sqlite3.Connection, clock: Clock) -> None:
         # Another boot's clock: whatever it says, let_time_pass sees a reap_at in the future and moves the timers.
         conn.execute(
             "UPDATE runs SET lease_due = lease_due + :gap, wait_due = wait_due + :gap, "
-            "deadline_due = deadline_due + :gap, stop_due = stop_due + :gap "
+            "deadline_due = deadline_due + :gap, stop_due = stop_due + :gap, listener_due = listener_due + :gap "
             "WHERE state IN ('queued', 'running', 'waiting')",
             {"gap": clock.now_ms() - _reap_at(conn, clock)},
         )

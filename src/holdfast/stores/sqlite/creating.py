@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
+from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
-from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Limits, NewRun, Status
+from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Ended, Limits, NewRun, Status
 from holdfast.stores.sqlite.ending import end_from_outside, insert_run, make_ready
 from holdfast.stores.sqlite.rows import find, phase, record_of
+from holdfast.stores.sqlite.telling import keep
 from holdfast.stores.sqlite.tx import Tx
 
 
@@ -31,8 +34,11 @@ def create(tx: Tx, new: NewRun) -> Created:
     ended = (1 if _ends_now(active) else 0) + len(behind) if policy is Policy.SUPERSEDE else 0
     if _live(tx) - ended >= new.limits.runs_active_max:
         return Created(Status.OVERLOADED, None)
-    superseded = _supersede(tx, active, behind, new.key.run) if policy is Policy.SUPERSEDE else []
+    ends = _supersede(tx, active, behind, new.key.run) if policy is Policy.SUPERSEDE else []
     row = _insert(tx, new)
+    keep(tx, ends)  # the new run follows them
+    told = {end.key.run for end in ends}  # may hold earlier ends, which nobody has told either
+    superseded = [r["id"] for r in (*behind, *([active] if active is not None else [])) if r["id"] in told]
     if _active(tx, new) is None:
         make_ready(tx, row, rank=row["rank"])
     made = find(tx, new.key)
@@ -104,20 +110,19 @@ def _ends_now(active: sqlite3.Row | None) -> bool:
     return active is not None and active["state"] != State.RUNNING
 
 
-def _supersede(tx: Tx, active: sqlite3.Row | None, behind: list[sqlite3.Row], by: str) -> list[str]:
-    """End what is behind first, so that ending the active one promotes nobody; the runs that ended in this step."""
+def _supersede(tx: Tx, active: sqlite3.Row | None, behind: list[sqlite3.Row], by: str) -> list[Ended]:
+    """End what is behind first, so that ending the active one promotes nobody; the ends that came with this step."""
     rows = [*behind, *([active] if active is not None else [])]
-    return [row["id"] for row in rows if stop_row(tx, row, Reason.SUPERSEDED, by)]
+    return [end for row in rows for end in stop_row(tx, row, Reason.SUPERSEDED, by)]
 
 
-def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> bool:
-    """What a stop does to a live run: ends it now, or sets the flag if none is set; whether it ended."""
+def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> list[Ended]:
+    """What a stop does to a live run: ends it now, or sets the flag if none is set; the ends to be told."""
     move = decide(phase(row), Trigger.STOP)
     if not isinstance(move, Move):
-        return False
+        return []
     if move.to.state is State.CANCELLED:
-        end_from_outside(tx, row, State.CANCELLED, reason, by)
-        return True
+        return end_from_outside(tx, row, State.CANCELLED, reason, by)
     if row["stopping"] is None:
         tx.run(
             "UPDATE runs SET stopping = ?, stop_by = ?, stop_at = ?, stop_due = ? WHERE n = ?",
@@ -128,7 +133,13 @@ def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> bool:
             row["n"],
         )
         tx.wakes.update((CONTROL_TOPIC, STOP_TOPIC))
-    return False
+    return []
+
+
+def listen(tx: Tx, keys: Sequence[RunKey], lease_ms: int) -> list[RunKey]:
+    """Extend the listener's lease of live runs that have one; those."""
+    renew = "UPDATE runs SET listener_due = ? WHERE tenant = ? AND id = ? AND listener_due IS NOT NULL"
+    return [key for key in keys if tx.run(renew, tx.now + lease_ms, key.tenant, key.run)]
 
 
 def _insert(tx: Tx, new: NewRun) -> sqlite3.Row:
@@ -152,6 +163,7 @@ def _insert(tx: Tx, new: NewRun) -> sqlite3.Row:
         _columns(limits),
         idempotency_key=new.idempotency_key or None,
         body_hash=new.body_hash,
+        listener_ms=new.listener_ms,
     )
 
 

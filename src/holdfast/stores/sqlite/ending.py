@@ -14,9 +14,10 @@ from holdfast.domain.ids import RunKey, new_run_id
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.receipts import reaper_receipt
 from holdfast.domain.runs import Policy, Reason, State
-from holdfast.ports.store import READY_TOPIC, Ending, RunSpec, list_topic, run_topic
+from holdfast.ports.store import READY_TOPIC, Ended, Ending, RunSpec, list_topic, run_topic
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.rows import find, key_of, save_result, spec_of
+from holdfast.stores.sqlite.telling import hand_over
 from holdfast.stores.sqlite.tx import Tx
 
 _TYPES: Final = {State.FAILED: EventType.RUN_FAILED, State.CANCELLED: EventType.RUN_CANCELLED}
@@ -45,7 +46,8 @@ def end_from_outside(
     fold: Digest | None = None,
     *,
     killed: bool = False,
-) -> None:
+    left: bool = False,
+) -> list[Ended]:
     """End a run that no worker writes any more: the store composes the terminal event from the log.
 
     Args:
@@ -56,6 +58,10 @@ def end_from_outside(
         by: Who asked, for run.cancelled.
         fold: The log's digest, if the caller has it already.
         killed: Whether the process that worked on it is known to be dead.
+        left: Whether its worker gave it back by itself.
+
+    Returns:
+        The ends that the caller has to tell.
     """
     fold = log.digest(tx, row["n"]) if fold is None else fold
     receipt = reaper_receipt(row["stop_at"] or tx.wall, tx.wall, fold.open_calls(), killed=killed)
@@ -71,8 +77,9 @@ def end_from_outside(
     log.write_event(tx, row, _TYPES[state], fields, row["epoch"] + 1)
     ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, leave_inbox=True)
     entry = derived_entry(tx, row, state, fold)
-    tx.run("UPDATE runs SET epoch = epoch + 1, claim = '' WHERE n = ?", row["n"])
+    tx.run("UPDATE runs SET epoch = epoch + 1, claim = '', stop_by = ? WHERE n = ?", by, row["n"])
     close(tx, row, ending, entry)
+    return hand_over(tx, row, cut_off=row["state"] == State.RUNNING and not left)
 
 
 def derived_entry(tx: Tx, row: sqlite3.Row, state: State, fold: Digest) -> HistoryEntry:
@@ -92,7 +99,7 @@ def close(tx: Tx, row: sqlite3.Row, ending: Ending, entry: HistoryEntry) -> None
     n = row["n"]
     tx.run(
         "UPDATE runs SET state = ?, reason = ?, slot = 0, lease_due = NULL, wait_due = NULL, deadline_due = NULL, "
-        "stop_due = NULL, ended_at = ?, rehearsal = max(rehearsal, ?) WHERE n = ?",
+        "stop_due = NULL, listener_due = NULL, ended_at = ?, rehearsal = max(rehearsal, ?) WHERE n = ?",
         ending.state,
         ending.reason,
         tx.wall,
@@ -200,12 +207,14 @@ def insert_run(
     rank: int | None = None,
     idempotency_key: str | None = None,
     body_hash: str = "",
+    listener_ms: int = 0,
 ) -> sqlite3.Row:
     """A new run behind its session's slot, with its run.created; its row."""
     n = tx.insert(
         "INSERT INTO runs (tenant, id, session, generation, policy, idempotency_key, body_hash, deadline_ms, "
         "queue_timeout_ms, session_wait_ms, attempts_max, state, slot, rank, head, log_bytes, epoch, wait_due, "
-        "created_at, rehearsal) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, 0, 0, 0, 0, ?, ?, ?)",
+        "created_at, rehearsal, listener_due) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, 0, 0, 0, 0, ?, ?, ?, ?)",
         key.tenant,
         key.run,
         session,
@@ -220,6 +229,7 @@ def insert_run(
         tx.now + limits["session_wait_ms"],
         tx.wall,
         int(spec.rehearsal),
+        tx.now + listener_ms if listener_ms else None,
     )
     tx.run("UPDATE runs SET rank = ? WHERE n = ?", n if rank is None else rank, n)
     tx.run("INSERT INTO specs (run, spec) VALUES (?, ?)", n, msgspec.json.encode(spec))

@@ -17,12 +17,15 @@ from holdfast.domain.runs import Move, Reason, State, Trigger, decide
 from holdfast.ports.store import Reaped
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import requeue
+from holdfast.stores.sqlite.creating import stop_row
 from holdfast.stores.sqlite.ending import end_from_outside
 from holdfast.stores.sqlite.rows import find, key_of, phase
+from holdfast.stores.sqlite.telling import take_forgotten
 from holdfast.stores.sqlite.tx import Tx
 
 _TIMERS: Final = (
     # what is due, after which column, and how long its holder is given to act first
+    (Trigger.STOP, "listener_due", False),
     (Trigger.STOP_UNANSWERED, "stop_due", True),
     (Trigger.TIME_UP, "deadline_due", True),
     (Trigger.TIME_UP, "wait_due", False),
@@ -67,6 +70,8 @@ def settle(tx: Tx, each: Due, grace_ms: int) -> Reaped | None:
     given = grace_ms if running and each.column in ("stop_due", "deadline_due") else 0
     if row[each.column] + given > tx.now:
         return None
+    if each.column == "listener_due":
+        return _nobody_listens(tx, row)
     trigger = each.trigger
     if trigger is Trigger.LEASE_LOST and row["begun"] and row["attempt"] >= row["attempts_max"]:
         trigger = Trigger.ATTEMPTS_SPENT
@@ -77,8 +82,22 @@ def settle(tx: Tx, each: Due, grace_ms: int) -> Reaped | None:
         requeue(tx, row, counts=True)
         return Reaped(each.key, row["session"], "requeued", None)
     reason = _reason(row, move.to.state, trigger, each.column)
-    end_from_outside(tx, row, move.to.state, reason, row["stop_by"], each.fold)
-    return Reaped(each.key, row["session"], move.to.state, reason)
+    ends = end_from_outside(tx, row, move.to.state, reason, row["stop_by"], each.fold)
+    return Reaped(each.key, row["session"], move.to.state, reason, ends)
+
+
+def forgotten(tx: Tx, limit: int) -> list[Reaped]:
+    """Ends that are still to be told, and whose session has nobody to do it."""
+    return [Reaped(end.key, end.session, end.state, end.reason, [end]) for end in take_forgotten(tx, limit)]
+
+
+def _nobody_listens(tx: Tx, row: sqlite3.Row) -> Reaped:
+    """Whoever served the request that made this run is gone: tell the run to stop, as if its client had left."""
+    reason = Reason.CLIENT_DISCONNECT
+    tx.run("UPDATE runs SET listener_due = NULL WHERE n = ?", row["n"])
+    ends = stop_row(tx, row, reason, "reaper")
+    running = row["state"] == State.RUNNING
+    return Reaped(key_of(row), row["session"], "stopping" if running else State.CANCELLED, reason, ends)
 
 
 def bury(tx: Tx, worker: str, blamed: RunKey | None) -> list[Reaped]:
@@ -100,8 +119,8 @@ def _take_from_the_dead(tx: Tx, row: sqlite3.Row, blamed: RunKey | None) -> Reap
     reason = Reason.AGENT_ERROR if key == blamed else Reason.WORKER_LOST
     if state is State.CANCELLED:
         reason = Reason(row["stopping"])
-    end_from_outside(tx, row, state, reason, row["stop_by"], killed=True)
-    return Reaped(key, row["session"], state, reason)
+    ends = end_from_outside(tx, row, state, reason, row["stop_by"], killed=True)
+    return Reaped(key, row["session"], state, reason, ends)
 
 
 def next_due(tx: Tx) -> int | None:
@@ -110,6 +129,7 @@ def next_due(tx: Tx) -> int | None:
         "SELECT min(coalesce((SELECT min(lease_due) FROM runs WHERE lease_due IS NOT NULL), 1e18), "
         "coalesce((SELECT min(wait_due) FROM runs WHERE wait_due IS NOT NULL), 1e18), "
         "coalesce((SELECT min(deadline_due) FROM runs WHERE deadline_due IS NOT NULL), 1e18), "
+        "coalesce((SELECT min(listener_due) FROM runs WHERE listener_due IS NOT NULL), 1e18), "
         "coalesce((SELECT min(stop_due) FROM runs WHERE stop_due IS NOT NULL), 1e18)) AS due"
     )
     return None if row is None or row["due"] >= 1e18 else max(0, int(row["due"]) - tx.now)

@@ -1,4 +1,4 @@
--- Version 1. What is large stands outside `runs`, whose rows are rewritten by every append.
+-- Version 2. What is large stands outside `runs`, whose rows are rewritten by every append.
 -- *_due and *_left are milliseconds on the store's clock, *_at wall milliseconds since 1970.
 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -49,12 +49,14 @@ CREATE TABLE runs (
     deadline_due INTEGER,                 -- from first ready on; NULL while waiting
     stop_due INTEGER,                     -- when the stop flag was set on a running run
     deadline_left INTEGER,                -- waiting: what the deadline has left
+    listener_due INTEGER,                 -- until when somebody is known to listen; NULL: nobody needs to
 
     created_at INTEGER NOT NULL,
     ready_at INTEGER,
     started_at INTEGER,
     ended_at INTEGER,
     rehearsal INTEGER NOT NULL DEFAULT 0,
+    unsaid INTEGER NOT NULL DEFAULT 0,    -- its end is to be told by whoever begins the next run; 2: it was cut off
     gone INTEGER NOT NULL DEFAULT 0,      -- wall ms since when the log is being, or was, deleted; 0: it is there
     UNIQUE (tenant, id)
 );
@@ -68,6 +70,8 @@ CREATE INDEX due_lease ON runs (lease_due) WHERE lease_due IS NOT NULL;
 CREATE INDEX due_wait ON runs (wait_due) WHERE wait_due IS NOT NULL;
 CREATE INDEX due_deadline ON runs (deadline_due) WHERE deadline_due IS NOT NULL;
 CREATE INDEX due_stop ON runs (stop_due) WHERE stop_due IS NOT NULL;
+CREATE INDEX due_listener ON runs (listener_due) WHERE listener_due IS NOT NULL;
+CREATE INDEX unsaid ON runs (tenant, session) WHERE unsaid > 0;
 CREATE INDEX ended ON runs (ended_at) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE specs (run INTEGER PRIMARY KEY, spec BLOB NOT NULL);

@@ -11,6 +11,7 @@ from holdfast.domain.runs import Reason
 from holdfast.ports.store import RunRecord, SessionRecord, Status, list_topic
 from holdfast.stores.sqlite.creating import stop_row
 from holdfast.stores.sqlite.rows import LIVE, record_of
+from holdfast.stores.sqlite.telling import keep
 from holdfast.stores.sqlite.tx import Tx
 
 _entry = msgspec.json.Decoder(HistoryEntry)
@@ -63,7 +64,7 @@ def delete_session(tx: Tx, tenant: str, session: str, by: str) -> Status:
         session,
     )
     for row in rows:
-        stop_row(tx, row, Reason.STOPPED, by)
+        keep(tx, stop_row(tx, row, Reason.STOPPED, by))  # reap hands them out
     tx.run("DELETE FROM history WHERE tenant = ? AND session = ?", tenant, session)
     tx.run(
         "UPDATE runs SET gone = ? WHERE tenant = ? AND session = ? AND ended_at IS NOT NULL AND gone = 0",

@@ -217,6 +217,10 @@ class SqliteStore:
         """See the port."""
         return await self._writer.do("request_stop", lambda tx: _request_stop(tx, key, reason, by))
 
+    async def listen(self, keys: Sequence[RunKey], lease_ms: int) -> list[RunKey]:
+        """See the port."""
+        return await self._writer.do("listen", lambda tx: creating.listen(tx, keys, lease_ms))
+
     async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> Status:
         """See the port."""
         return await self._writer.do("steer", lambda tx: writing.steer(tx, key, text, idempotency_key))
@@ -231,14 +235,18 @@ class SqliteStore:
 
     async def reap(self, limit: int, grace_ms: int) -> list[Reaped]:
         """See the port."""
-        if await self._writer.do("reap", _reap_begins):
-            return []
-        reaped: list[Reaped] = []
-        for each in await self._read("reap", lambda tx: reaping.due(tx, limit, grace_ms)):
-            done = await self._writer.do("reap", partial(reaping.settle, each=each, grace_ms=grace_ms))
-            if done is not None:
-                reaped.append(done)
-        return reaped
+        gap, reaped = await self._writer.do("reap", partial(_reap_begins, limit=limit))
+        if gap:
+            return reaped
+        try:
+            for each in await self._read("reap", lambda tx: reaping.due(tx, limit, grace_ms)):
+                done = await self._writer.do("reap", partial(reaping.settle, each=each, grace_ms=grace_ms))
+                if done is not None:
+                    reaped.append(done)
+        except StoreUnavailable:
+            if not reaped:
+                raise
+        return reaped  # also where the rest failed: the caller tells what was done, and reaps again
 
     async def next_due_ms(self) -> int | None:
         """See the port."""
@@ -331,6 +339,11 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 - health reports, it does not fail
             return facts | {"error": f"{type(error).__name__}: {error}"}
 
+    def broken(self) -> str:
+        """What has ended that only a new process can begin again, or ""."""
+        died = self._writer.died()
+        return "" if died is None else f"the writer has ended: {type(died).__name__}: {died}"
+
     async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
         """See the port."""
         marked = await self._writer.do("sweep", lambda tx: sweeping.mark(tx, older_than_ms, bytes_max, limit))
@@ -339,11 +352,6 @@ class SqliteStore:
                 break
         await self._writer.do("sweep", lambda tx: sweeping.bury(tx, older_than_ms, limit))
         return marked
-    def broken(self) -> str:
-        """What has ended that only a new process can begin again, or ""."""
-        died = self._writer.died()
-        return "" if died is None else f"the writer has ended: {type(died).__name__}: {died}"
-
 
     def subscribe(self, topic: str) -> AbstractContextManager[Wake]:
         """See the port."""
@@ -361,6 +369,8 @@ class SqliteStore:
 
     def _close(self) -> None:
         self._writer.close(_CLOSE_S)
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         if self._readers is not None:
             self._readers.close()
         if self._neighbours is not None:
@@ -369,21 +379,11 @@ class SqliteStore:
             with suppress(OSError):
                 self._lock.release()
 
-        if self._checkpoints is not None:
-            self._checkpoints.close()
     async def _read(self, name: str, operation: Callable[[Tx], T]) -> T:
         if self._readers is None:
             return await self._writer.do(name, operation)
         return await self._readers.do(name, operation)
 
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Opening and closing may wait for a lock, at most busy_timeout: on a thread of their own."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="holdfast-open")
-    try:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
-    finally:
-        pool.shutdown(wait=False)
 
 def _make_directory(path: str) -> None:
     try:
@@ -416,6 +416,14 @@ def _try_prepared(path: str, clock: Clock) -> sqlite3.Connection:
     return conn
 
 
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Opening and closing may wait for a lock, at most busy_timeout: on a thread of their own."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="holdfast-open")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+    finally:
+        pool.shutdown(wait=False)
+
 
 def _request_stop(tx: Tx, key: RunKey, reason: Reason, by: str) -> Stopped:
     row = find(tx, key)
@@ -425,13 +433,13 @@ def _request_stop(tx: Tx, key: RunKey, reason: Reason, by: str) -> Stopped:
         return Stopped(Status.GONE, None)
     if State(row["state"]).terminal:
         return Stopped(Status.ENDED, record_of(tx, row))
-    creating.stop_row(tx, row, reason, by)
+    ends = creating.stop_row(tx, row, reason, by)
     row = find(tx, key)
-    return Stopped(Status.OK, None if row is None else record_of(tx, row))
+    return Stopped(Status.OK, None if row is None else record_of(tx, row), ends)
 
 
-def _reap_begins(tx: Tx) -> int:
-    """Note that somebody reaps; the time that has to be left out because nobody did."""
+def _reap_begins(tx: Tx, limit: int) -> tuple[int, list[Reaped]]:
+    """Note that somebody reaps; the time that has to be left out because nobody did, and forgotten ends."""
     gap = tx.let_time_pass()
     tx.reaped()
-    return gap
+    return gap, reaping.forgotten(tx, limit)

@@ -60,7 +60,7 @@ class Tx:
         if gap:
             self.run(
                 "UPDATE runs SET lease_due = lease_due + ?1, wait_due = wait_due + ?1, "
-                "deadline_due = deadline_due + ?1, stop_due = stop_due + ?1 "
+                "deadline_due = deadline_due + ?1, stop_due = stop_due + ?1, listener_due = listener_due + ?1 "
                 "WHERE state IN ('queued', 'running', 'waiting')",
                 gap,
             )

@@ -1,0 +1,29 @@
+"""The log lines of a run's end, in the order that DESIGN gives them, whoever tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from holdfast.domain.runs import Reason, State
+from holdfast.ports.store import Ended
+from holdfast.telemetry import Log
+
+
+def tell_end(log: Log, end: Ended) -> None:
+    """stream_cancelled, what became of a superseded stream, stream_end, cleanup_done: at the time of the end."""
+    run, at = end.key.run, end.ended_at
+    facts = {"trace": end.trace, "run": run, "session": end.session}
+    if end.state is State.CANCELLED:
+        log.write("stream_cancelled", at, **facts, reason=end.reason, by=end.by or None)
+    if end.reason is Reason.SUPERSEDED:
+        word = "prev_stream_timeout_on_cancel" if end.cut_off else "prev_stream_finished_cleanly"
+        log.write(word, at, run=run, session=end.session)
+    took = max(0, end.ended_at - end.created_at)
+    log.write("stream_end", at, **facts, state=end.state, reason=end.reason, duration_ms=took)
+    log.write("cleanup_done", at, run=run)
+
+
+def tell_ends(log: Log, ends: Iterable[Ended]) -> None:
+    """The ends that a step of the store left to its caller."""
+    for end in ends:
+        tell_end(log, end)
