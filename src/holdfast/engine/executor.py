@@ -438,7 +438,7 @@ class Executor:
             state=outcome.state,
             reason=outcome.reason,
             by=outcome.by,
-            cut_off=outcome.abandoned,
+            cut_off=outcome.abandoned or any(end.ended == "abandoned" for end in outcome.ends),
             created_at=claim.created_at,
             ended_at=self._around.clock.wall_ms(),
         )
