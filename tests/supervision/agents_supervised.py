@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -116,6 +117,18 @@ def litter() -> str:
     note("litter", "began")
     os.system("sleep 20 >/dev/null 2>&1 & echo $! >> litter.pids")  # noqa: S605
     return "left"
+
+
+@crew.tool_plain
+def terminate() -> str:
+    """Start a process and end it in the polite way."""
+    process = subprocess.Popen(["sleep", "30"])
+    process.terminate()
+    try:
+        return f"ended by {-process.wait(3)}"
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return "it did not listen"
 
 
 @crew.tool_plain

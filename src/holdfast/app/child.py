@@ -16,14 +16,16 @@ import sys
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Any, Final
 
 import msgspec
 import uvloop
 
 from holdfast.aio import Owner, wait_event
+from holdfast.app.deadman import Deadman
 from holdfast.app.errors import StartError
-from holdfast.app.pipes import Line, LineReader, write_line
+from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
 from holdfast.app.served import Served, load_served, pool_facts
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
@@ -36,13 +38,17 @@ from holdfast.telemetry import Log
 _BEAT_S: Final = 0.25
 _ORPHAN_S: Final = 2.0
 _ORPHANED: Final = 70
+_BROKEN: Final = 71
+_WIND_MS: Final = 500
+_DEADMAN_EXTRA_S: Final = 1.0
 
 
 class Child:
     """One worker process."""
 
-    def __init__(self, orders: int, reports: int, board: int) -> None:
+    def __init__(self, orders: int, reports: int, board: int, deadman: Deadman) -> None:
         """Take the inherited descriptors."""
+        self._deadman = deadman
         self._orders = orders
         self._reports = reports
         self._board = BlameBoard(board)
@@ -91,7 +97,7 @@ class Child:
         served.pool.watch = self._board.enter_thread
         worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board)
         self._worker = worker
-        _ = self._owner.spawn(self._beat(), "beat")
+        _ = self._owner.spawn(self._beat(store), "beat")
         self._say({"report": "working", "worker": self._name})
         await worker.run()
         self._worker = None
@@ -99,8 +105,13 @@ class Child:
         served.pool.close(1.0)
         await store.close()
 
-    async def _beat(self) -> None:
+    async def _beat(self, store: SqliteStore) -> None:
         while True:
+            broken = store.broken()
+            if broken:  # nothing can be stored here any more: the next process goes on with the runs
+                self._log.write("broken", worker=self._name, what=broken, remedy="none needed: it is replaced")
+                sys.stderr.flush()
+                os._exit(_BROKEN)
             self._say({"report": "beat"})
             await asyncio.sleep(_BEAT_S)
 
@@ -115,6 +126,7 @@ class Child:
             case "configure":
                 self._settings = Settings.model_validate(order["settings"])
                 self._specs = order["specs"]
+                self._deadman.seconds = self._settings.loop_stall_s + _DEADMAN_EXTRA_S
                 self._log = Log(self._settings.log_format)
                 self._configured.set()
             case "go":
@@ -153,28 +165,37 @@ class Child:
         self._log.write("task_failed", worker=self._name, task=name, error=repr(error))
 
 
-def _watch(orders: int) -> None:
+def _watch(orders: int, deadman: Deadman) -> None:
     """End the process two seconds after its orders pipe has ended, whatever its loop is doing."""
     poller = select.poll()
     poller.register(orders, select.POLLHUP | select.POLLERR)
-    while not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(1000)):
-        pass
+    while not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(_WIND_MS)):
+        deadman.wind()
     time.sleep(_ORPHAN_S)
     os._exit(_ORPHANED)
 
 
+def _not_meant(number: int, frame: FrameType | None) -> None:
+    """The gateway has it too, and says what is to be done."""
+
+
 def main() -> None:
     """Run until the supervisor says so, or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for number in GATEWAYS_SIGNALS:
+        # Not SIG_IGN, which what a tool starts would inherit: its terminate() would then do nothing.
+        signal.signal(number, _not_meant)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GATEWAYS_SIGNALS)
     inherited = [int(argument) for argument in sys.argv[1:]]
     for fd in inherited:  # what a tool starts must hold neither our pipes nor the owner's lock
         os.set_inheritable(fd, False)
     orders, reports, board = inherited[:3]
     os.set_blocking(reports, False)
-    threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True).start()
+    # Made by the loop's thread, whose time it counts; later than the supervisor, who knows whom to blame.
+    deadman = Deadman(Settings.model_validate({}).loop_stall_s + _DEADMAN_EXTRA_S)
+    watch = threading.Thread(target=_watch, args=(os.dup(orders), deadman), name="holdfast-orphan", daemon=True)
+    watch.start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(Child(orders, reports, board).run())
+        code = runner.run(Child(orders, reports, board, deadman).run())
     sys.stderr.flush()
     os._exit(code)  # a tool's thread that does not end must not keep the process
 

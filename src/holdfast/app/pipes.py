@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+GATEWAYS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)  # not the worker's, even where it gets them
 _READ_BYTES: Final = 65_536
 _LINE_BYTES_MAX: Final = 1_048_576
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.app.pipes import Line, LineReader, write_line
+from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
 from holdfast.config import Settings
 from holdfast.engine.blame import BlameBoard
 from holdfast.ports.agent import AgentInfo
@@ -51,6 +51,9 @@ class WorkerProcess:
             self.board = BlameBoard(board)
             ours.callback(self.board.close)
             theirs_to_keep = [orders_r, reports_w, board, *inherited]
+            # Ctrl-C goes to every process of the terminal: held back until the child has said that it is not meant.
+            held_back = signal.pthread_sigmask(signal.SIG_BLOCK, GATEWAYS_SIGNALS)
+            theirs.callback(signal.pthread_sigmask, signal.SIG_SETMASK, held_back)
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", "holdfast.app.child", *map(str, theirs_to_keep)],
                 pass_fds=theirs_to_keep,

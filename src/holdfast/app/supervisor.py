@@ -110,10 +110,11 @@ class Supervisor:
         if self._closing:
             return
         self._closing = True
-        worker = self._worker
-        for unused in (self._spare, self._starting):
-            if unused is not None:
-                await self._discard(unused)
+        worker, unused = self._worker, [self._spare, self._starting]
+        self._spare = None
+        for process in unused:
+            if process is not None:
+                await self._discard(process)
         if worker is not None:
             worker.say({"order": "close", "drain_s": drain_s})
             bound = drain_s + 2 * self._settings.stop_grace_s + 5.0
@@ -213,6 +214,8 @@ class Supervisor:
 
     async def _tend_spare(self) -> None:
         """A spare that has died, or could not load, makes room for another; not at once if it was of no use."""
+        if self._closing:
+            return
         spare = self._spare
         if spare is not None and (spare.exited() or spare.failed):
             self._spare = None
@@ -221,7 +224,7 @@ class Supervisor:
             await self._until_exited(spare, _REAP_S)
             self._log.write("spare_lost", pid=spare.pid, code=spare.code(), why=spare.failed or None)
             await self._discard(spare)
-        if self._settings.spare and self._spare is None and not self._closing and time.monotonic() > self._spare_due:
+        if self._settings.spare and self._spare is None and time.monotonic() > self._spare_due:
             self._spare = self._spawn()
 
     def _stalled(self, worker: WorkerProcess) -> str:

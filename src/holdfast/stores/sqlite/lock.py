@@ -11,6 +11,7 @@ from typing import Final
 from holdfast.stores.sqlite.connect import StoreError
 
 _PATIENCE_S: Final = 3.0
+_ORPHAN_S: Final = 20.0  # the owner is dead, and its worker is held by a call that only processor time can end
 _PAUSE_S: Final = 0.05
 
 
@@ -38,17 +39,28 @@ class OwnerLock:
 
     def _take(self, database: str) -> None:
         """Wait a moment: the worker of a gateway that was killed holds the lock until it has seen that."""
-        until = time.monotonic() + _PATIENCE_S
+        began = time.monotonic()
         while True:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if time.monotonic() < until:
+                holder = os.pread(self.fd, 64, 0).decode(errors="replace").strip() or "unknown"
+                if time.monotonic() < began + (_PATIENCE_S if _lives(holder) else _ORPHAN_S):
                     time.sleep(_PAUSE_S)
                     continue
-                holder = os.pread(self.fd, 64, 0).decode(errors="replace").strip() or "unknown"
                 os.close(self.fd)
                 raise StoreError(
                     f"{database} is served by process {holder}; stop that one, or give this one another --store"
                 ) from error
             return
+
+
+def _lives(holder: str) -> bool:
+    """Whether the process that wrote its id into the file lives; True where nobody can tell."""
+    try:
+        os.kill(int(holder), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    return True
