@@ -150,10 +150,11 @@ async def test_a_partial_answer_is_history_and_marked(rig: Rig) -> None:
 
 async def test_an_agent_that_swallows_its_stop_ends_at_its_next_event() -> None:
     """Whoever catches the cancellation and goes on must not go on for ever, for nobody."""
-    swallowed = asyncio.Event()
+    sleeping, swallowed = asyncio.Event(), asyncio.Event()
 
     async def stream(messages: list, info: AgentInfo):
         yield "a"
+        sleeping.set()
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -165,7 +166,7 @@ async def test_an_agent_that_swallows_its_stop_ends_at_its_next_event() -> None:
     agent = PydanticAgent(Agent(FunctionModel(stream_function=stream)), "test", Settings(), ToolPool(1, 1.0))
     told = Told()
     running = asyncio.ensure_future(tell(agent.run(context("go")), told))
-    await until(lambda: bool(told.text))
+    await until(lambda: bool(told.text) and sleeping.is_set())
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         async with asyncio.timeout(LIMIT_S):

@@ -55,6 +55,12 @@ class Channel(Generic[T]):
         self._room.set()
         self._taken.set()
 
+    def leave(self) -> list[T]:
+        """What was sent and not read."""
+        left = list(self._items)
+        self._items.clear()
+        return left
+
     def _hear(self) -> None:
         if self._deaf:
             raise asyncio.CancelledError("nobody reads this run any more")

@@ -114,6 +114,7 @@ class PydanticAgent:
         finally:
             drive.channel.hang_up()
             await _end(task)
+            ctx.leftover = drive.channel.leave()
         if drive.failure is not None:
             ended = to_run_ended(drive.failure)
             if ended is drive.failure:

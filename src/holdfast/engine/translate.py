@@ -83,6 +83,21 @@ class Translator:
                 self._unknown(event)  # type: ignore[unreachable]
         await self._appender.room()
 
+    def late(self, events: list[AgentEvent]) -> None:
+        """What had happened when the agent was ended, and was not yet told: the log must not know less than history."""
+        for event in events:
+            match event:
+                case TextDelta() | ReasoningDelta():
+                    self._delta(event)
+                case PartDone():
+                    self._done(event.part)
+                case ToolArgs() | ToolCalled() | ToolProgress() | ToolFinished():
+                    self._tool(event)
+                case ModelResponded() | ModelRetried() | AttemptDiscarded() | Degraded():
+                    self._model(event)
+                case Checkpoint() | ModelRequested() | Result():
+                    pass  # nothing goes on from here, and nothing new began
+
     def _delta(self, event: TextDelta | ReasoningDelta) -> None:
         if not event.text:
             return

@@ -147,7 +147,7 @@ AgentEvent = (
 
 
 class RunContext:
-    """What an agent is given. One instance a run and attempt; `recovered` is written by the agent."""
+    """What an agent is given. One instance a run and attempt; `recovered` and `leftover` are written by the agent."""
 
     def __init__(
         self,
@@ -200,6 +200,7 @@ class RunContext:
         self.metadata = metadata
         self.probe = probe
         self.recovered: bytes = b""  # native messages of a run that was cancelled or failed, if the agent has them
+        self.leftover: list[AgentEvent] = []  # what had happened by then and was not yet yielded, in order
 
 
 class Agent(Protocol):
