@@ -141,6 +141,7 @@ class Follower:
     breaks: int = 0
     problem: str = ""
     closed: bool = False
+    session: str = ""
 
     def __post_init__(self) -> None:
         self._given_up = threading.Event()

@@ -1,0 +1,61 @@
+"""A worker that is frozen inside its transaction keeps SQLite's lock: the gateway still answers in bounded time."""
+
+import random
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tests.supervision.conftest import Serve
+from tests.supervision.support import STALL_S, Follower, Pulse, kill, settled, worker_pid
+from tests.system.support import full, percentile, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(1500, 90))]
+
+ANSWER_S = STALL_S + 2.0  # busy_timeout; the supervisor kills before it is over
+REPLACED_S = 20.0
+
+
+def test_sigstop_of_the_worker_while_it_writes_delays_creates_and_stops_by_a_bounded_time(serve: Serve, figures: Any):
+    """The supervisor judges by a pipe, not by the database that the frozen process may hold."""
+    times, seed = full(40, 2), random.SystemRandom().randrange(10**6)
+    sys.stdout.write(f"seed {seed}\n")
+    chance = random.Random(seed)
+    took: list[float] = []
+    held = 0
+    livez = 0.0
+    system = serve()
+    for i in range(times):
+        if i and i % 3 == 0:  # more replacements in a minute would wait, on purpose
+            system = serve()
+        settled(system)
+        found = [Follower(system, system.run("!tokens n=3000 rate=300", session=f"s{i}-{n}")) for n in range(6)]
+        until(lambda f=found: all("t5 " in each.said() for each in f), "all stream")
+        worker = worker_pid(system)
+        pulse = Pulse(system.http)
+        time.sleep(chance.uniform(0.0, 0.3))
+        kill(worker, signal.SIGSTOP)
+        began = time.monotonic()
+        made = system.run("!say made meanwhile", session=f"new-{i}")
+        first = time.monotonic() - began
+        system.stop(found[0].run)
+        took += [first, time.monotonic() - began - first]
+        held += first > 1.0
+        until(lambda s=system, w=worker: worker_pid(s) != w, "the worker is replaced", REPLACED_S)
+        assert system.end(made, REPLACED_S)["output"] == "made meanwhile"
+        for each in found[1:]:
+            system.stop(each.run)
+        for each in found:
+            assert each.end(30)[-1]["reason"] in ("stopped", "finished", "agent_error"), each.events[-1]
+        livez = max(livez, pulse.worst())
+        assert max(took) < ANSWER_S, f"seed {seed}: {took}"
+        assert livez < 1.0
+    figures(
+        f"SIGSTOP of a writing worker, {times} times, seed {seed}",
+        [
+            f"creates and stops: p50 {percentile(took, 0.5):.2f} s, worst {max(took):.2f} s; /livez {livez:.2f} s",
+            f"frozen inside a transaction: {held} times",
+        ],
+    )
