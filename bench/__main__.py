@@ -21,6 +21,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "start": (latency.start, 5),
     "ttft": (latency.first_token, 100),
     "stop": (latency.stop, 30),
+    "crowd": (latency.crowd, 10),
     "cpu": (cost.paced, 10),
     "speed": (cost.full_speed, 5),
     "processes": (supervised.compared, 5),

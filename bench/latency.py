@@ -2,11 +2,13 @@
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from tests.system.phases import PHASES, stop_in
-from tests.system.support import Http, System, frames, percentile
+from tests.system.reading import ticks
+from tests.system.support import Http, System, Watch, frames, percentile
 
 
 def start(system: System, rounds: int) -> tuple[str, list[list[str]]]:
@@ -77,3 +79,41 @@ def stop(system: System, rounds: int) -> tuple[str, list[list[str]]]:
         ]
         rows.append([phase.name, str(n), *cells])
     return "stop, by phase (a deaf tool has a grace of 2 s)", rows
+
+
+def crowd(system: System, rounds: int) -> tuple[str, list[list[str]]]:
+    """What runs at full speed do to a neighbour on the same worker, which needs no model, and to its stop."""
+    rows = [["beside", "gap of the neighbour p50", "p99", "worst", "its stop p50", "worst"]]
+    for fast in (0, 1, 4):
+        runs = [system.run("!tokens n=500000 rate=1000000", agent="diver") for _ in range(fast)]
+        for run in runs:
+            system.until_event(run, "text.delta")
+        gaps = _gaps_ms(system)
+        stops = [_stop_ms(system) for _ in range(rounds)]
+        for run in runs:
+            system.stop(run)
+            system.end(run)
+        shown = [percentile(gaps, 0.5), percentile(gaps, 0.99), max(gaps), median(stops), max(stops)]
+        rows.append([f"{fast} at full speed", *(f"{value:.0f} ms" for value in shown)])
+    return "a run that says something every 50 ms, beside others", rows
+
+
+def _gaps_ms(system: System) -> list[float]:
+    """Between what the agent `ticker` says in five seconds: eight events every 50 ms."""
+    arrived: list[float] = []
+    body = {"input": ticks(800, 5.0), "agent": "ticker"}
+    with system.http.stream("/api/runs", method="POST", body=body) as response:
+        for i, _ in enumerate(frames(response)):
+            if i % 8 == 0:
+                arrived.append(time.monotonic())
+    return [(b - a) * 1000 for a, b in pairwise(arrived)]
+
+
+def _stop_ms(system: System) -> float:
+    run = system.run(ticks(8000, 50.0), agent="ticker")
+    watch = Watch(system, run)
+    system.until_event(run, "text.delta")
+    asked = time.monotonic()
+    system.stop(run)
+    watch.end()
+    return (watch.at - asked) * 1000

@@ -51,6 +51,13 @@ def until(holds: Callable[[], Any], what: str, limit_s: float = LIMIT_S, every_s
     return found
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; an orphan stays as a zombie where nobody reaps orphans."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 class Process:
     """A command with its output in a file."""
 
@@ -224,6 +231,20 @@ class System:
 
     def ps(self) -> psutil.Process:
         return psutil.Process(self.server.pid)
+
+    def workers(self) -> list[psutil.Process]:
+        """The server's child processes: its worker, and the spare."""
+        return self.ps().children(recursive=True)
+
+    def kill(self) -> None:
+        """kill -9 of all its processes at once: none sees another one die."""
+        everybody = [self.ps(), *self.workers()]
+        for process in everybody:
+            process.suspend()
+        for process in everybody:
+            process.kill()
+        assert self.server.wait(10) == -signal.SIGKILL
+        until(lambda: all(map(ended, everybody)), "all its processes are gone", 10)
 
     # runs
 

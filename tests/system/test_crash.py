@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.conftest import DIVER, TICKER
 from tests.system.reading import SSE, stored, ticks
-from tests.system.support import TERMINAL, Process, System, check_log, frames, until
+from tests.system.support import TERMINAL, Process, System, check_log, ended, frames, until
 
 Start = Callable[..., System]
 LEASE_S = 10.0
@@ -43,7 +43,7 @@ class Witness(threading.Thread):
                     assert id_ is not None, f"not in the log: {data}"
                     self.ids.append(id_)
                     self.rows.append(data.encode())
-                self.closed = True
+                self.closed = response.chunk_left is None  # else the connection broke
         except (ConnectionError, OSError, ValueError):
             pass  # the server was killed
 
@@ -55,10 +55,10 @@ class Witness(threading.Thread):
 
 
 def kill(system: System, witness: Witness) -> None:
-    """kill -9, and the witness sees its connection break."""
-    system.server.signal(signal.SIGKILL)
-    assert system.server.wait(10) == -signal.SIGKILL
+    """kill -9 of everything, and the witness sees its connection break."""
+    system.kill()
     witness.join(10)
+    assert not witness.closed
 
 
 def goes_on(system: System, run: str, witness: Witness) -> list[dict[str, Any]]:
@@ -144,6 +144,42 @@ def test_kill_9_of_an_agent_that_cannot_resume_ends_its_run_as_worker_lost(start
     assert after["state"] == "completed"
 
 
+def test_kill_9_of_the_worker_alone_breaks_no_connection(start_system: Start, figures: Any):
+    """Whoever reads sees text taken back and said again, on the connection it has."""
+    system = start_system(DIVER)
+    run = system.run("!tokens n=40 rate=30", session="s")
+    witness = Witness(system, run)
+    until(lambda: "t10 " in witness.said(), "text is shown")
+    began = time.monotonic()
+    for worker in system.workers():
+        worker.kill()
+    until(lambda: any(e.get("attempt") == 2 for e in witness.events()), "attempt 2", RECOVERY_S)
+    figures("kill -9 of the worker and its spare", [f"attempt 2 after {time.monotonic() - began:.2f} s"])
+    witness.join(30)
+    assert witness.closed
+    events = witness.events()
+    check_log(events)
+    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 41))
+    _session_is_whole(system, ["!tokens n=40 rate=30", "!say again"])
+
+
+def test_kill_9_of_the_gateway_alone_lets_the_worker_hand_its_run_back(start_system: Start):
+    """A worker whose gateway is gone works for nobody: it gives back what it holds, and ends."""
+    system = start_system(DIVER)
+    run = system.run("!tokens n=60 rate=20", session="s")
+    witness = Witness(system, run)
+    until(lambda: "t10 " in witness.said(), "text is shown")
+    workers = system.workers()
+    system.server.signal(signal.SIGKILL)
+    assert system.server.wait(10) == -signal.SIGKILL
+    witness.join(10)
+    until(lambda: all(map(ended, workers)), "worker and spare have ended", 6)
+    until(lambda: system.model.stats()["open"] == 0, "the model is let go", 2)
+    system.start()
+    events = goes_on(system, run, witness)
+    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 61))
+
+
 def test_queued_runs_and_stop_flags_survive_kill_9(start_system: Start):
     """What was accepted with 201 and what was stopped with 202 is so after a crash too."""
     system = start_system(DIVER)
@@ -154,9 +190,9 @@ def test_queued_runs_and_stop_flags_survive_kill_9(start_system: Start):
     assert system.stop(first)["stopping"] == "stopped"
     kill(system, witness)
     system.start()
-    ended = system.end(first, RECOVERY_S)
-    assert (ended["state"], ended["reason"]) == ("cancelled", "stopped")
-    assert ended["receipt"]["by"] == "reaper"
+    record = system.end(first, RECOVERY_S)
+    assert (record["state"], record["reason"]) == ("cancelled", "stopped")
+    assert record["receipt"]["by"] == "reaper"
     assert system.end(second, RECOVERY_S)["output"] == "second"
 
 
