@@ -5,6 +5,7 @@ from __future__ import annotations
 from holdfast.testing.stores.claiming import Claiming
 from holdfast.testing.stores.creation import Creation
 from holdfast.testing.stores.ending import EndingRuns
+from holdfast.testing.stores.listening import Listening
 from holdfast.testing.stores.parking import Parking
 from holdfast.testing.stores.races import Races
 from holdfast.testing.stores.reading import Reading, Waking
@@ -16,6 +17,7 @@ from holdfast.testing.stores.steering import Steering
 from holdfast.testing.stores.stopping import Stopping
 from holdfast.testing.stores.superseding import Superseding
 from holdfast.testing.stores.tailing import Tailing
+from holdfast.testing.stores.telling import Telling
 from holdfast.testing.stores.tenants import Tenants
 from holdfast.testing.stores.timing import Timing
 from holdfast.testing.stores.walk import Walking
@@ -27,6 +29,7 @@ __all__ = [
     "EndingRuns",
     "Forgetting",
     "Histories",
+    "Listening",
     "Parking",
     "Races",
     "Reading",
@@ -39,6 +42,7 @@ __all__ = [
     "StoreConformance",
     "Superseding",
     "Tailing",
+    "Telling",
     "Tenants",
     "Timing",
     "Waking",
@@ -56,6 +60,8 @@ class StoreConformance(
     EndingRuns,
     Parking,
     Stopping,
+    Telling,
+    Listening,
     Reaping,
     Timing,
     Reading,
