@@ -96,6 +96,7 @@ def test_stop_ends_a_run_that_blocks_its_loop_and_neighbours_go_on(serve: Serve,
     )
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("tool", full(list(BLOCKS), ["child_hog"]))
 def test_a_run_that_blocks_its_loop_fails_alone_and_is_not_resumed(serve: Serve, figures: Any, tool: str):
     """Nobody pressed Stop, and still it ends: the culprit fails with a cause, no neighbour loses an attempt."""
@@ -139,6 +140,7 @@ def test_a_sync_tool_that_holds_the_interpreter_is_blamed_and_nobody_else(serve:
     assert neighbours.went_on(follower.at[-1]) < GOES_ON_S
 
 
+@pytest.mark.chaos
 def test_a_run_that_blocks_its_loop_only_when_it_is_cancelled_is_killed_as_soon(serve: Serve):
     """`except CancelledError:` with a blocking cleanup: the loop still beat after the stop was asked."""
     system = serve()

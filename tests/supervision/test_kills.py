@@ -52,7 +52,7 @@ class Field:
 
 def test_kills_at_random_moments_lose_nothing_and_everything_ends(serve: Serve, figures: Any):
     """What a client saw stays, no tool runs twice in silence, and every session keeps every prompt."""
-    kills, seed = full(100, 8), random.SystemRandom().randrange(10**6)
+    kills, seed = full(100, 4), random.SystemRandom().randrange(10**6)
     sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     # Attempts are not what is shown here: with ten of them a run outlives the kills that come in its time.
@@ -74,9 +74,9 @@ def test_kills_at_random_moments_lose_nothing_and_everything_ends(serve: Serve, 
         until(lambda: system.http.ask("GET", "/readyz")[0] == 200, "it takes runs again", 40)
     ends: Counter[str] = Counter()
     unknown = resumed = 0
+    logs = [follower.end(60) for follower in field.followers]  # byte for byte, contiguous, one terminal event
     calls: dict[str, int] = Counter(e["what"] for e in system.journal("once"))
-    for follower in field.followers:
-        events = follower.end(60)  # byte for byte, contiguous, one terminal event
+    for events in logs:
         ends[f"{events[-1]['type']} {events[-1].get('reason', '')}".strip()] += 1
         resumed += sum(e["type"] == "run.started" for e in events) > 1
         unknown += _no_tool_twice(events, calls, seed)

@@ -16,7 +16,7 @@ WITHOUT_SPARE_S = 15.0
 PAUSE_S = 21.0  # at full size: no more than three replacements in a minute
 
 
-@pytest.mark.parametrize("spare", ["true", "false"], ids=["spare", "no spare"])
+@pytest.mark.parametrize("spare", full(["true", "false"], ["true"]))
 def test_a_run_goes_on_soon_after_its_worker_is_killed(serve: Serve, figures: Any, spare: str):
     """The lease need not run out: whoever saw the process die knows."""
     rounds = full(20, 2)

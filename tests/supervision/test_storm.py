@@ -72,34 +72,26 @@ class Storm:
         if dice < 0.70:
             policy = chance.choice(POLICIES)
             body = {"input": chance.choice(SCRIPTS), "session": session, "on_busy": policy}
-            status, record = self._ask("POST", "/api/runs", body)
-            if status in (200, 201) and (policy != "steer" or status == 201):
+            status, record = self._ask(f"prompt {policy}", "POST", "/api/runs", body, {200, 201, 202, 409})
+            if status in (200, 201, 202):
                 self.runs.append((session, record["id"]))
-            self._expect(f"prompt {policy}", status, {200, 201, 202, 409}, record)
         elif dice < 0.85 and self.runs:
             _, run = chance.choice(self.runs[-60:])
-            self._expect("stop", *self._ask2("POST", f"/api/runs/{run}/stop"), allowed={202, 404})
+            self._ask("stop", "POST", f"/api/runs/{run}/stop", None, {202, 404})
         elif dice < 0.95:
-            self._expect("stop session", *self._ask2("POST", f"/api/sessions/{session}/stop"), allowed={200, 202, 404})
+            self._ask("stop session", "POST", f"/api/sessions/{session}/stop", None, {200, 202, 404, 409})
         else:
-            self._expect("delete", *self._ask2("DELETE", f"/api/sessions/{session}"), allowed={200, 202, 204, 404})
+            self._ask("delete", "DELETE", f"/api/sessions/{session}", None, {200, 202, 204, 404})
         time.sleep(chance.random() * 0.02)
 
-    def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def _ask(self, what: str, method: str, path: str, body: Any, allowed: set[int]) -> tuple[int, Any]:
         began = time.monotonic()
-        answer = self.system.http.ask(method, path, body)
+        status, answer = self.system.http.ask(method, path, body)
         self.slowest = max(self.slowest, time.monotonic() - began)
-        return answer
-
-    def _ask2(self, method: str, path: str) -> tuple[int, Any]:
-        return self._ask(method, path)
-
-    def _expect(self, what: str, status: int, allowed: Any, record: Any = None, **more: Any) -> None:
-        if "allowed" in more:
-            record, allowed = allowed, more["allowed"]
         self.done[f"{what} {status}"] += 1
         if status not in allowed:
-            self.problems.append(f"{what}: {status} {record}")
+            self.problems.append(f"{what}: {status} {answer}")
+        return status, answer
 
 
 class Sampler(threading.Thread):
