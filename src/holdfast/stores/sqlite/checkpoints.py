@@ -1,8 +1,9 @@
 """Keeps the WAL short from a thread of its own, so that no commit waits for a checkpoint.
 
 A passive checkpoint copies what it can while others write, but a WAL begins anew only when a checkpoint has caught
-up with the writers. So what is left is copied with the writers held back (RESTART), which is short after a passive
-one. How much of the file is in use is read from the salts of its frames, which change each time it begins anew.
+up with every writer, and no reader is left in it. Under constant load that never comes by itself: then the writer is
+asked to copy the little that a passive one has left, between two of its transactions, where nobody writes.
+How much of the file is in use is read from the salts of its frames, which change each time it begins anew.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from typing import Final
 from holdfast.stores.sqlite.ballast import Ballast
 from holdfast.stores.sqlite.connect import StoreError
 
-FRAMES_BUSY: Final = 1000  # 4 MB: held back to begin anew
+_FRAMES_MAX: Final = 1000  # 4 MB: the writer is asked
 _FRAMES: Final = 500  # copied while others write
 _LOOK_S: Final = 0.05
 _SLEEP_S: Final = 30.0
-_HOLD_MS: Final = 100  # how long a checkpoint waits for others, while writers may wait for it
-_CALM_S: Final = 1.0  # after one that others did not let through
+_HOLD_MS: Final = 100  # how long TRUNCATE waits for others, while writers may wait for it
 _IDLE_S: Final = 5.0
 _IDLE_FRAMES: Final = 64  # fewer new frames in that time: nobody waits for the disk
 _TRUNCATE_BYTES: Final = 1_000_000
@@ -61,18 +61,17 @@ class Checkpoints:
     """The thread, with its own connection."""
 
     def __init__(
-        self, path: str, open_: Callable[[], sqlite3.Connection], ballast: Ballast, make_way: Callable[[], None]
+        self, path: str, open_: Callable[[], sqlite3.Connection], ballast: Ballast, catch_up: Callable[[], None]
     ) -> None:
-        """Start. `make_way` asks this handle's writer to leave a gap."""
+        """Start. `catch_up` asks this handle's writer to copy what is left."""
         self._path = path
         self._wal = f"{path}-wal"
         self._open = open_
         self._ballast = ballast
-        self._make_way = make_way
+        self._catch_up = catch_up
         self._conn: sqlite3.Connection | None = None
         self._written = threading.Event()
         self._ending = False
-        self._calm_until = 0.0
         self._base = (0.0, 0)  # since when fewer than _IDLE_FRAMES were written, and at which length
         self._thread = threading.Thread(target=self._work, name="holdfast-checkpoints", daemon=True)
         self._thread.start()
@@ -113,18 +112,13 @@ class Checkpoints:
             self._base = (now, 0)
             self._run("TRUNCATE")
             return
-        if frames < _FRAMES or now < self._calm_until or not self._may():
-            return
-        self._run("PASSIVE")
-        if frames_in(self._wal) >= FRAMES_BUSY:
-            self._make_way()
-            if not self._run("RESTART"):
-                self._calm_until = time.monotonic() + _CALM_S
+        if frames >= _FRAMES and self._may():
+            self._run("PASSIVE")
+            if frames >= _FRAMES_MAX:
+                self._catch_up()
 
-    def _run(self, mode: str) -> bool:
-        """Whether everything that was in the WAL has been copied."""
-        busy, there, copied = self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        return not busy and there == copied
+    def _run(self, mode: str) -> None:
+        self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
 
     def _connection(self) -> sqlite3.Connection:
         if self._conn is None:

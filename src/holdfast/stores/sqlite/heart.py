@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 from holdfast.domain.errors import StoreUnavailable
@@ -24,8 +24,10 @@ _WRITER_LIMIT_S: Final = 5.0
 class SqliteHeart:
     """On a connection of its own, so that it waits for no other thread of this process."""
 
-    def __init__(self, path: str, clock: Clock, ballast: Ballast, make_way: Callable[[], None]) -> None:
-        """Open the connection; `make_way` asks the writer of this process for a gap."""
+    def __init__(
+        self, path: str, clock: Clock, ballast: Ballast, make_way: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Open the connection; `make_way` asks the writer of this process for gaps."""
         self._conn = connect_to_write(path)
         self._path = path
         self._clock = clock
@@ -46,10 +48,10 @@ class SqliteHeart:
             raise StoreUnavailable(f"renew: {type(error).__name__}: {error}", full=says_full(error)) from error
 
     def _renew(self, worker: str, held: Sequence[Held], lease_ms: int, facts: dict[str, Any]) -> list[Renewal]:
-        self._make_way()
         limit = time.monotonic() + BUSY_TIMEOUT_S
         try:
-            begin(self._conn, lambda: limit)
+            with self._make_way():
+                begin(self._conn, lambda: limit)
             tx = Tx(self._conn, self._clock)
             answers = renew(tx, held, lease_ms)
             report(tx, worker, facts)

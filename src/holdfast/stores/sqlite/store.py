@@ -85,7 +85,7 @@ class SqliteStore:
         self._ballast = ballast
         self._checkpoints = None
         if ballast is not None:
-            self._checkpoints = Checkpoints(path, partial(connect, path), ballast, writer.make_way)
+            self._checkpoints = Checkpoints(path, partial(connect, path), ballast, writer.catch_up)
             writer.hear(self._checkpoints.note)
         self._neighbours = neighbours
         self.path = path

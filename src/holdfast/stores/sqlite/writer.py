@@ -16,9 +16,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from holdfast.domain.errors import StoreUnavailable
@@ -37,6 +37,7 @@ _QUEUE_MAX: Final = 20_000
 _LOOK_S: Final = 0.05
 _STINT_S: Final = 0.025
 _GAP_S: Final = 0.005
+_CATCH_UP_MS: Final = 20
 _REFUSED: Final = frozenset({"create", "append", "steer", "park", "resume", "edit_input", "claim"})  # on a full disk
 
 
@@ -97,7 +98,9 @@ class Writer:
         self._busy_since = time.monotonic()
         self._began = 0.0
         self._close_by = float("inf")
-        self._way_wanted = False
+        self._way_wanted = 0
+        self._way_lock = threading.Lock()
+        self._behind = False
         self._last = False
         self._left: list[_Job] = []
         self._note: Callable[[], None] = lambda: None
@@ -135,9 +138,20 @@ class Writer:
         """Call `note` after each group; it must be quick."""
         self._note = note
 
-    def make_way(self) -> None:
-        """Leave a gap after the present transaction: somebody of this process wants to write."""
-        self._way_wanted = True
+    @contextmanager
+    def make_way(self) -> Iterator[None]:
+        """Leave a gap after each transaction meanwhile: somebody else of this process wants to write."""
+        with self._way_lock:
+            self._way_wanted += 1
+        try:
+            yield
+        finally:
+            with self._way_lock:
+                self._way_wanted -= 1
+
+    def catch_up(self) -> None:
+        """Copy the rest of the WAL after the present transaction, so that it begins anew."""
+        self._behind = True
 
     def depth(self) -> int:
         """How many operations wait."""
@@ -175,6 +189,7 @@ class Writer:
                 for publish in self._publish:
                     publish(wakes)
                 self._note()
+                self._begin_wal_anew()
                 self._leave_a_gap()
         except BaseException as error:  # noqa: BLE001 - the thread's death is the store's: every later call says so
             self._died = error
@@ -226,10 +241,19 @@ class Writer:
                 self._publish[0]({READY_TOPIC, CONTROL_TOPIC})
             self._version = version
 
+    def _begin_wal_anew(self) -> None:
+        """When it is asked for: waits for readers, who are brief, and not at all for other writers."""
+        if self._behind:
+            self._behind = False
+            with suppress(sqlite3.Error):
+                self._conn.execute(f"PRAGMA busy_timeout = {_CATCH_UP_MS}")
+                self._conn.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            with suppress(sqlite3.Error):
+                self._conn.execute("PRAGMA busy_timeout = 0")
+
     def _leave_a_gap(self) -> None:
         """Let others write, if they are there and this thread has been writing without a gap for long enough."""
-        wanted, self._way_wanted = self._way_wanted, False
-        if wanted or (time.monotonic() - self._busy_since >= _STINT_S and self._others()):
+        if self._way_wanted or (time.monotonic() - self._busy_since >= _STINT_S and self._others()):
             time.sleep(_GAP_S)
             self._busy_since = time.monotonic()
 
