@@ -47,6 +47,30 @@ async def test_ollama_is_found_where_the_environment_says() -> None:
     await ours.aclose()
 
 
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        ({}, "http://127.0.0.1:11434/v1/"),
+        ({"OLLAMA_BASE_URL": "http://gpu:11434"}, "http://gpu:11434/v1/"),
+        ({"OLLAMA_BASE_URL": "http://gpu:11434/"}, "http://gpu:11434/v1/"),
+        ({"OLLAMA_BASE_URL": "https://gpu/ollama/v1"}, "https://gpu/ollama/v1/"),
+    ],
+)
+async def test_ollamas_address_may_lack_the_path_that_everybody_forgets(said: dict[str, str], used: str) -> None:
+    """Its own clients name the host only; the OpenAI-compatible part is under /v1."""
+    ours = client(**said)
+    model = ours.resolve("ollama:llama")
+    assert isinstance(model, OpenAIChatModel)
+    assert str(model.client.base_url) == used
+    await ours.aclose()
+
+
+def test_an_address_of_ollama_that_is_none_is_refused() -> None:
+    """At start-up, not in the first run."""
+    with pytest.raises(ModelConfigError, match="gpu:11434"):
+        client(OLLAMA_BASE_URL="gpu:11434/v1").resolve("ollama:llama")
+
+
 def test_no_name_is_no_model() -> None:
     """Agents then use their own."""
     assert client().resolve("") is None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from holdfast.app.upstream import probe_model
-from holdfast.config import Settings
+from holdfast.config import Settings, upstream_url
 from holdfast.ports.store import RunStore
 
 _GOOD_FOR_S: Final = 60.0
@@ -28,13 +28,14 @@ class Readiness:
         self._draining = draining
         self._store = store
         self._settings = settings
+        self._upstream = upstream_url(settings)
         self._worker = worker
         self._model: tuple[float, dict[str, Any]] | None = None
 
     async def __call__(self) -> dict[str, Any]:
         """`{"ready", "parts": {store, worker, model?}}`; every part with `ok` and, if not, `why`."""
         parts = {"store": await self._store_part(), "worker": await self._worker_part()}
-        if self._settings.model_url:
+        if self._upstream:
             parts["model"] = await self._model_part()
         if self._draining():
             parts["server"] = {"ok": False, "why": "draining"}
@@ -60,10 +61,10 @@ class Readiness:
     async def _model_part(self) -> dict[str, Any]:
         now = time.monotonic()
         if self._model is None or now >= self._model[0]:
-            reached = await probe_model(self._settings.model_url)
+            reached = await probe_model(self._upstream)
             part: dict[str, Any] = {"ok": reached.reachable, "detail": reached.detail, "rehearsal": reached.rehearsal}
             if not reached.reachable:
-                part["why"] = f"no model at {self._settings.model_url}: {reached.detail}"
+                part["why"] = f"no model at {self._upstream}: {reached.detail}"
             self._model = (now + (_GOOD_FOR_S if reached.reachable else _BAD_FOR_S), {**part, "at": time.time()})
         part = self._model[1]
         return {**{k: v for k, v in part.items() if k != "at"}, "age_s": round(time.time() - part["at"], 1)}

@@ -10,7 +10,7 @@ from typing import Any
 from holdfast.agents.loading import AgentLoadError, default_agent, load_agents
 from holdfast.app.errors import StartError
 from holdfast.app.upstream import probe_model
-from holdfast.config import Settings
+from holdfast.config import Settings, upstream_url
 from holdfast.models.resolve import ModelClient, ModelConfigError
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.tools.pool import ToolPool
@@ -48,7 +48,8 @@ async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
             raise StartError("cannot start: there is neither an agent nor a model to serve")
     except (AgentLoadError, ModelConfigError) as error:
         raise StartError(f"cannot start: {error}") from error
-    rehearsal = bool(settings.model_url) and (await probe_model(settings.model_url)).rehearsal
+    upstream = upstream_url(settings)
+    rehearsal = bool(upstream) and (await probe_model(upstream)).rehearsal
     infos = [_info(agent, settings, rehearsal=rehearsal) for agent in agents]
     return Served(agents, infos, client, pool)
 

@@ -17,7 +17,7 @@ from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.runtime import Runtime
 from holdfast.app.supervisor import Supervisor
-from holdfast.config import Settings
+from holdfast.config import Settings, upstream_url
 from holdfast.rehearsal import CannotListen, RehearsalServer
 from holdfast.telemetry import Log
 
@@ -118,8 +118,8 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
     settings, url = runtime.settings, runtime.url
     agents = ", ".join(info.name for info in runtime.infos)
     model = settings.model or "each agent's own"
-    if settings.model_url:
-        model += f" at {settings.model_url}"
+    if where := upstream_url(settings):
+        model += f" at {where}"
     if any(info.rehearsal for info in runtime.infos):
         model += " (REHEARSAL: answers follow a script, they are not a model's)"
     where = "" if settings.port == runtime.server.port else f" --url {url}"

@@ -29,12 +29,12 @@ from holdfast.domain.runs import Reason, State
 from holdfast.engine.appender import Appender, Lost
 from holdfast.engine.blame import BlameBoard, work_for
 from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal, tool_ends
-from holdfast.engine.telling import tell_end, tell_ends
+from holdfast.engine.telling import as_ended, tell_end, tell_ends
 from holdfast.engine.translate import Translator
 from holdfast.ports.agent import Agent, Result, RunContext
 from holdfast.ports.clock import Clock
 from holdfast.ports.probe import Probe, enter
-from holdfast.ports.store import Appended, Claim, Ended, Ending, RunStore, Status
+from holdfast.ports.store import Appended, Claim, Ending, RunStore, Status
 from holdfast.telemetry import Log
 
 T = TypeVar("T")
@@ -430,19 +430,7 @@ class Executor:
 
     def _log_end(self, outcome: Outcome) -> None:
         """Its own worker tells at once: the store answers it before anybody can claim the next run here."""
-        claim = self.claim
-        end = Ended(
-            key=claim.key,
-            session=claim.session,
-            trace=claim.spec.trace,
-            state=outcome.state,
-            reason=outcome.reason,
-            by=outcome.by,
-            cut_off=outcome.abandoned or any(end.ended == "abandoned" for end in outcome.ends),
-            created_at=claim.created_at,
-            ended_at=self._around.clock.wall_ms(),
-        )
-        tell_end(self._around.log, end)
+        tell_end(self._around.log, as_ended(self.claim, outcome, self._around.clock.wall_ms()))
 
     def _log(self, event: str, **facts: Any) -> None:
         claim = self.claim

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.domain.runs import Reason, State
-from holdfast.ports.store import Ended
+from holdfast.engine.outcomes import Outcome
+from holdfast.ports.store import Claim, Ended
 from holdfast.telemetry import Log
 
 
@@ -21,6 +22,21 @@ def tell_end(log: Log, end: Ended) -> None:
     took = max(0, end.ended_at - end.created_at)
     log.write("stream_end", at, **facts, state=end.state, reason=end.reason, duration_ms=took)
     log.write("cleanup_done", at, run=run)
+
+
+def as_ended(claim: Claim, outcome: Outcome, ended_at: int) -> Ended:
+    """The end of a run that its own worker finished."""
+    return Ended(
+        key=claim.key,
+        session=claim.session,
+        trace=claim.spec.trace,
+        state=outcome.state,
+        reason=outcome.reason,
+        by=outcome.by,
+        cut_off=outcome.abandoned or any(end.ended == "abandoned" for end in outcome.ends),
+        created_at=claim.created_at,
+        ended_at=ended_at,
+    )
 
 
 def tell_ends(log: Log, ends: Iterable[Ended]) -> None:

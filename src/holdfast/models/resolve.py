@@ -19,10 +19,9 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from holdfast.config.settings import Settings
+from holdfast.config import Settings, ollama_url
 from holdfast.models.transport import ProbedTransport
 
-OLLAMA_URL: Final = "http://127.0.0.1:11434/v1"
 _KEEPALIVE: Final = httpx2.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=30.0)
 
 
@@ -62,7 +61,9 @@ class ModelClient:
                 "--model-url for an OpenAI-compatible server"
             )
         if provider == "ollama":
-            return self._openai(rest, self._environ.get("OLLAMA_BASE_URL") or OLLAMA_URL, "ollama")
+            where = ollama_url(self._environ)
+            _check_url(where)
+            return self._openai(rest, where, "ollama")
         try:
             return infer_model(name)
         except (UserError, ValueError, ImportError) as error:
