@@ -280,6 +280,8 @@ class Executor:
         """Cancel the agent and wait for it, at most the grace; whether it had to be abandoned."""
         work.cancel()
         if not await settle([work], self._around.settings.stop_grace_s):
+            if self._translator is not None and self._ctx is not None:
+                self._translator.late(self._ctx.leftover)
             return False
         self.abandoned = work
         return True
