@@ -279,7 +279,7 @@ def test_a_gateway_that_was_stopped_for_a_while_does_not_kill_its_worker(serve: 
 @pytest.mark.chaos
 def test_a_worker_that_dies_at_every_start_makes_the_server_unready_and_says_why(serve: Serve):
     """The agents' module was broken by a deployment: a loop of restarts helps nobody, and the gateway answers."""
-    system = serve()
+    system = serve(HOLDFAST_QUEUE_TIMEOUT_S="120")  # what was running waits for the repair
     worker, spare = settled(system)
     follower = Follower(system, system.run("!tokens n=5000 rate=50", session="s"))
     until(lambda: "t5 " in follower.said(), "it streams")
