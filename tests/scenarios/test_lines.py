@@ -55,8 +55,7 @@ def test_a_killed_worker_leaves_no_line_out(serve: Serve):
         second = Chat(system, "!say four", session)
         run = first.named()
         until(lambda run=run: system.record(run)["stopping"], "the first is told to stop")
-        (worker,) = (w["worker"] for w in system.http.get("/api/workers")["workers"][-1:])
-        os.kill(int(worker[1:].split("-")[0]), signal.SIGKILL)
+        os.kill(int(system.record(run)["worker"][1:].split("-")[0]), signal.SIGKILL)
         assert second.end().text.strip() == "four"
         first.end()
         found = told(system, first.run, second.run)
