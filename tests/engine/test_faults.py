@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast.domain.runs import State
+from holdfast.domain.runs import Reason, State
 from holdfast.ports.agent import AgentEvent, Checkpoint, Result, RunContext, TextDelta, ToolCalled, ToolFinished
 from tests.engine.faults import FaultyStore
-from tests.engine.rig import FunctionAgent, Rig
+from tests.engine.rig import QUICK, FunctionAgent, Rig
 
 
 async def _steps(ctx: RunContext) -> AsyncIterator[AgentEvent]:
@@ -68,3 +68,26 @@ async def test_a_fault_of_ours_in_any_part_ends_as_a_terminal_event(operation: s
         assert record.error["remedy"]
     if injected:
         assert "injected fault of ours" in lines or (record.error and "injected" in record.error["message"])
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_batch_of_unknown_outcome_is_repeated_before_the_run_is_ended(fault: str) -> None:
+    """After an outage the frozen batch comes first, byte for byte: nothing is lost, doubled or out of order."""
+    failing = [0]
+
+    def decide(name: str, n: int) -> str:
+        if name == "append" and n >= 3 and failing[0] < 8:
+            failing[0] += 1
+            return fault
+        return ""
+
+    settings = QUICK.model_copy(update={"store_outage_s": 0.6})
+    async with Rig(FunctionAgent(_steps), wrap=lambda s: FaultyStore(s, decide), settings=settings) as rig:
+        key = await rig.start()
+        record = await rig.end(key)
+        events = await rig.events(key)
+    assert failing[0] >= 2
+    assert (record.state, record.reason) == (State.FAILED, Reason.STORE_ERROR)
+    assert record.receipt is not None
+    assert record.receipt["by"] == "worker"
+    assert record.output == "".join(e["text"] for e in events if e["type"] == "text.delta")

@@ -87,12 +87,9 @@ class Runtime:
         """How long a shutdown lets runs go on; 3 s at most in profile dev."""
         return min(3.0, self.settings.drain_s) if self.settings.profile == "dev" else self.settings.drain_s
 
-    async def broken(self) -> str:
+    def broken(self) -> str:
         """What has ended that cannot begin again in this process, or ""."""
-        if self.worker.dead:
-            return self.worker.why
-        facts = await self.store.health()
-        return str(facts["error"]) if "writer" in str(facts.get("error", "")) else ""
+        return self.worker.why if self.worker.dead else self.store.broken()
 
     async def close(self) -> None:
         """Not ready, drain, release, end; bounded. Safe to call twice."""

@@ -72,7 +72,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
 async def _until_signal(signals: _Signals, runtime: Runtime) -> str:
     """Wait for the first signal, "", or for something that only a new process can mend."""
     while not await wait_event(signals.first, _WATCH_S):
-        broken = await runtime.broken()
+        broken = runtime.broken()
         if broken:
             return broken
     return ""

@@ -163,9 +163,8 @@ class Appender:
         failure = self.failed.result() if self.failed.done() else None
         if isinstance(failure, Lost):
             raise failure
-        if self._frozen is not None:  # its outcome is unknown: once more, before anything else
-            self.head = self._judge(await self._append(*self._frozen))
-            self._frozen = None
+        if self._frozen is not None:  # its outcome is unknown: as it was, before anything else
+            await self._write(*self._frozen, limit_s)
         run = self._claim.key.run
         rest = enumerate((p for p in self._pending if p.key is not _CARRIER), self.head + 1)
         return [p.encode(seq, run) for seq, p in rest]
@@ -223,10 +222,11 @@ class Appender:
         events = [p.encode(seq, self._claim.key.run) for seq, p in seqs]
         count = sum(max(1, len(p.chunks)) for p in batch)
         try:
-            await self._write(events, batch[-1].checkpoint)
+            await self._write(events, batch[-1].checkpoint, self._settings.store_outage_s)
         except StoreUnavailable as error:
             if error.full:  # refused, not unknown: the end of the run carries it
                 self._pending.extendleft(reversed(batch))
+                self._frozen = None
             raise
         self._log_bytes += sum(map(len, events))
         self._bytes = max(0, self._bytes - sum(p.size for p in batch))
@@ -245,14 +245,15 @@ class Appender:
             self._urgent.clear()
         return batch
 
-    async def _write(self, events: list[bytes], checkpoint: bytes | None) -> None:
+    async def _write(self, events: list[bytes], checkpoint: bytes | None, limit_s: float) -> None:
         """One frozen batch, repeated as it is until the store has said what became of it."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.store_outage_s
+        until = loop.time() + limit_s
+        self._frozen = (events, checkpoint)
         pause = _RETRY_S
         while True:
             try:
-                answer = await self._store.append(self._claim.key, self._claim.fence, self.head, events, checkpoint)
+                answer = await self._append(events, checkpoint)
             except StoreUnavailable as error:
                 if error.full or loop.time() + pause > until:
                     raise
