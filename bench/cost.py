@@ -48,7 +48,7 @@ def full_speed(system: System, rounds: int) -> tuple[str, list[list[str]]]:
 
 def _cpu_s(system: System) -> float:
     """What the server's processes have used."""
-    times = [p.cpu_times() for p in [system.ps(), *system.ps().children(recursive=True)]]
+    times = [p.cpu_times() for p in [system.ps(), *system.workers()]]
     return sum(t.user + t.system for t in times)
 
 

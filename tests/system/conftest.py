@@ -27,6 +27,7 @@ def start_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     with ExitStack() as stack:
 
         def start(*arguments: str, **env: str) -> System:
+            env = {"HOLDFAST_SPARE": "false", **env}  # a third process that loads everything, for each server
             directory = tmp_path_factory.mktemp("system")
             system = stack.enter_context(closing(System(directory, *(arguments or (DIVER, TICKER)), env=env)))
             started.append(system)

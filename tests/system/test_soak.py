@@ -53,7 +53,7 @@ def _leave_early(system: System, run: str) -> None:
 
 def held(system: System) -> dict[str, int]:
     """What the server holds now; connections to the model are kept for the next run, as many as ran at once."""
-    processes = [system.ps(), *system.ps().children(recursive=True)]
+    processes = [system.ps(), *system.workers()]
     facts = system.http.get("/api/workers")["workers"][0]["facts"]
     sockets = [socket for process in processes for socket in process.net_connections("inet")]
     kept = sum(bool(s.raddr) and s.raddr.port == system.model.http.port for s in sockets)
@@ -71,7 +71,7 @@ def held(system: System) -> dict[str, int]:
 
 
 def memory(system: System) -> int:
-    return sum(p.memory_info().rss for p in [system.ps(), *system.ps().children(recursive=True)])
+    return sum(p.memory_info().rss for p in [system.ps(), *system.workers()])
 
 
 @pytest.mark.slow
