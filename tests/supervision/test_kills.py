@@ -16,6 +16,7 @@ from tests.system.support import System, full, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(3400, 150))]
 
 RUNS = 30
+ATTEMPTS = 10
 KINDS = ("worker", "gateway", "both")
 SCRIPTS = (
     '!tool once {{"mark": "{m}-a"}}\n!tokens n=30 rate=40\n!say done',
@@ -56,7 +57,7 @@ def test_kills_at_random_moments_lose_nothing_and_everything_ends(serve: Serve, 
     sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     # Attempts are not what is shown here: with ten of them a run outlives the kills that come in its time.
-    system = serve(HOLDFAST_ATTEMPTS="10")
+    system = serve(HOLDFAST_ATTEMPTS=str(ATTEMPTS))
     field = Field(system, chance)
     done: Counter[str] = Counter()
     for _ in range(kills):
@@ -85,7 +86,9 @@ def test_kills_at_random_moments_lose_nothing_and_everything_ends(serve: Serve, 
         found = [m["text"] for m in messages if m["role"] == "user"]
         assert found == prompts, f"seed {seed}: {session} has lost a prompt"
     assert set(ends) <= {"run.completed", "run.failed worker_lost"}, ends
-    assert ends["run.completed"] > len(field.followers) * 0.9, ends
+    for events in logs:  # a run that needs longer than the pause between two kills may spend them all
+        if events[-1].get("reason") == "worker_lost":
+            assert max(e["attempt"] for e in events if e["type"] == "run.started") == ATTEMPTS, events[-1]
     figures(
         f"{kills} kills under {RUNS} live runs, seed {seed}",
         [
