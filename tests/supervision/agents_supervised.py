@@ -83,7 +83,7 @@ async def late_hog(seconds: float) -> str:
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.4)
         note("late_hog", "blocks")
         time.sleep(seconds)
         raise

@@ -39,6 +39,7 @@ PHASES: dict[str, tuple[str, Callable[[System, Follower, int], None], float, boo
     "sync tool": ('!tool block {"seconds": 8}', _in("block"), STOP_S, False),
     "blocked loop": ('!tool hog {"seconds": 60}', _in("hog", 0.6), STOP_BLOCKED_S, True),
     "loop blocks now": ('!tool hog {"seconds": 60}', _in("hog"), STOP_BLOCKED_S, True),
+    "loop blocks late": ('!tool late_hog {"seconds": 60}', _in("late_hog"), STOP_BLOCKED_S, True),
     "held interpreter": ("!tool regex {}", _in("regex", 0.6), STOP_BLOCKED_S, True),
 }
 
@@ -48,7 +49,7 @@ def test_the_first_token_of_b_comes_soon_in_each_phase_of_a(serve: Serve, figure
     system = serve()
     rows = [["A is in", "n", "B's first token, worst", "A's end, worst", "bound"]]
     rounds = full(5, 1)
-    for name in full(list(PHASES), ["mid-stream", "async tool", "sync tool", "blocked loop"]):
+    for name in full(list(PHASES), ["mid-stream", "async tool", "sync tool", "loop blocks late"]):
         script, reach, bound_s, costs_worker = PHASES[name]
         times = 1 if costs_worker else rounds
         firsts, ends = [], []

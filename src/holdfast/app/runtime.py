@@ -109,7 +109,8 @@ class Runtime:
             await self._start_worker()
         with self._phase("recovery"):
             self._stack.push_async_callback(self._owner.close, 1.0)
-            _ = self._owner.spawn(Reaper(self.store, settings, self.log).run(), "reaper")
+            unanswered = self.worker.unanswered if isinstance(self.worker, Supervisor) else None
+            _ = self._owner.spawn(Reaper(self.store, settings, self.log, unanswered).run(), "reaper")
         with self._phase("gateway"):
             await self._start_gateway()
 

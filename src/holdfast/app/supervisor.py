@@ -29,6 +29,7 @@ from holdfast.telemetry import Log
 _TICK_S: Final = 0.1
 _READY_S: Final = 60.0
 _WORKING_S: Final = 15.0  # from the word to the first beat
+_UNANSWERED_STALL_S: Final = 1.0  # without a beat, once the reaper had to end a stopped run
 _STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits
 _LATE_S: Final = 1.0  # a tick of our own that comes so late says nothing about the worker
 _LOOK_S: Final = 0.25  # between two looks at who works, before a kill
@@ -69,6 +70,7 @@ class Supervisor:
         self._starting: WorkerProcess | None = None
         self._replaced: deque[float] = deque(maxlen=_REPLACEMENTS_MAX + 1)
         self._stop_asked_at = 0.0
+        self._unanswered_at = 0.0
         self._closing = False
         self._inspection = 0
         self.agents: list[AgentInfo] = []
@@ -238,7 +240,13 @@ class Supervisor:
         # A stop that was asked within the grace before the last beat may be what the loop is blocked by: cleaning up.
         if silent_s > _STOP_STALL_S and self._stop_asked_at > worker.beat_at - self._settings.stop_grace_s:
             return f"no beat for {silent_s:.1f} s, and a stop waits"
+        if silent_s > _UNANSWERED_STALL_S and self._unanswered_at > worker.beat_at:
+            return f"no beat for {silent_s:.1f} s, and the reaper had to answer a stop"
         return ""
+
+    def unanswered(self) -> None:
+        """The reaper ended a run whose worker did not take up its stop: a loop without a beat is blocked for good."""
+        self._unanswered_at = time.monotonic()
 
     async def _hear_stops(self) -> None:
         """A stop that waits for a worker without a beat shortens its time."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Callable
 from typing import Final
 
 from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
+from holdfast.domain.runs import State
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.store import Reaped, RunStore
 from holdfast.telemetry import Log
@@ -22,8 +24,11 @@ _SWEEP_EVERY_S: Final = 60.0
 class Reaper:
     """Reaps each second, and at the next due time."""
 
-    def __init__(self, store: RunStore, settings: Settings, log: Log) -> None:
-        """Take the store; `run` is the task."""
+    def __init__(
+        self, store: RunStore, settings: Settings, log: Log, on_unanswered: Callable[[], None] | None = None
+    ) -> None:
+        """Take the store; `run` is the task. `on_unanswered` hears of a stop that no worker took up in time."""
+        self._on_unanswered = on_unanswered
         self._store = store
         self._settings = settings
         self._log = log
@@ -50,6 +55,8 @@ class Reaper:
     async def _reap(self) -> float:
         for reaped in await self._store.reap(_LIMIT, self._grace_ms):
             say_reaped(self._log, reaped)
+            if reaped.outcome == State.CANCELLED and self._on_unanswered is not None:
+                self._on_unanswered()
         due_ms = await self._store.next_due_ms()
         return _EVERY_S if due_ms is None else min(_EVERY_S, max(_LEAST_S, due_ms / 1000))
 
