@@ -78,6 +78,14 @@ def test_a_token_that_comes_alone_is_delivered_alone_and_at_once(system: System,
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
+def test_a_model_at_full_speed_does_not_starve_its_own_log(system: System):
+    """The writer's thread gets the interpreter beside a loop that never rests: 5,000 tokens were 2 to 5 deltas."""
+    stream = Stream(system, "!tokens n=10000 rate=1000000")
+    stream.join(60)
+    stream.check(10000)
+    assert len(stream.deltas()) > 15
+
+
 def test_the_first_token_is_not_held_back(system: System, figures: Callable[..., None]):
     """What we add to the wait for the first word is a small part of any model's own."""
     script = "!tokens n=3 rate=20"  # two tokens follow 50 ms apart: an answer that is held back shows

@@ -25,6 +25,7 @@ import uvloop
 from holdfast.aio import Owner, wait_event
 from holdfast.app.deadman import Deadman
 from holdfast.app.errors import StartError
+from holdfast.app.interpreter import share_fairly
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
 from holdfast.app.served import Served, load_served, pool_facts
 from holdfast.config import Settings
@@ -181,6 +182,7 @@ def _not_meant(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run until the supervisor says so, or is gone."""
+    share_fairly()
     for number in GATEWAYS_SIGNALS:
         # Not SIG_IGN, which what a tool starts would inherit: its terminate() would then do nothing.
         signal.signal(number, _not_meant)

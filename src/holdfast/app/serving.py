@@ -15,6 +15,7 @@ import uvloop
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
+from holdfast.app.interpreter import share_fairly
 from holdfast.app.runtime import Runtime
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
@@ -43,6 +44,7 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
     Raises:
         StartError: It cannot start; says why and what to do.
     """
+    share_fairly()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
 
