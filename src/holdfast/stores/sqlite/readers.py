@@ -20,6 +20,7 @@ from holdfast.stores.sqlite.tx import Tx
 T = TypeVar("T")
 
 _THREADS: Final = 3
+_START_S: Final = 10.0
 _CLOSE_S: Final = 2.0
 _CLOSE_POLL_S: Final = 0.005
 
@@ -28,7 +29,7 @@ class Readers:
     """A pool of reading connections."""
 
     def __init__(self, path: str, clock: Clock) -> None:
-        """Open nothing yet: each thread opens its connection at its first read."""
+        """Start the threads, so that their number is fixed from the start; each opens its connection at its first read."""
         self._path = path
         self._clock = clock
         self._local = threading.local()
@@ -36,6 +37,9 @@ class Readers:
         self._connections: list[sqlite3.Connection] = []
         self._reading = 0
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast-reader")
+        self._all_there = threading.Barrier(_THREADS)
+        for _ in range(_THREADS):  # a pool starts a thread where none is idle: so each has to wait for the others
+            self._pool.submit(self._all_there.wait, _START_S)
 
     async def do(self, name: str, operation: Callable[[Tx], T]) -> T:
         """Carry out `operation` on one consistent snapshot.
@@ -51,6 +55,7 @@ class Readers:
     def close(self) -> None:
         """End the threads and close their connections; a read that goes on is interrupted, and waited for briefly."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._all_there.abort()
         with self._lock:
             connections, self._connections = self._connections, []
         for conn in connections:
