@@ -1,8 +1,14 @@
 """What every test stands on."""
 
+import asyncio
+
 from hypothesis import settings
 
 # A property's time depends on the machine, and pytest-timeout limits each test. A failure prints the blob
 # that repeats it.
 settings.register_profile("holdfast", deadline=None, print_blob=True)
 settings.load_profile("holdfast")
+
+# Otherwise pytest-asyncio's first look at the current loop makes one that nobody closes; its ResourceWarning fails
+# whichever test the garbage collector meets it in.
+asyncio.set_event_loop(None)
