@@ -56,6 +56,14 @@ async def regex() -> str:
 
 
 @crew.tool_plain
+async def nap_in_c(seconds: int) -> str:
+    """Block the loop and every other thread, and use no processor."""
+    note("nap_in_c", "began")
+    ctypes.PyDLL(None).sleep(seconds)  # unlike CDLL, it keeps the interpreter's lock
+    return "slept"
+
+
+@crew.tool_plain
 def regex_in_thread() -> str:
     """Block every thread, the loop's too, from a thread of the pool."""
     note("regex_in_thread", "began")

@@ -1,7 +1,8 @@
 """A worker process: `python -m holdfast.app.child ORDERS REPORTS BOARD [FD...]`, started by the supervisor only.
 
 Two threads of it belong to nobody's code: one watches the orders pipe, so that the process ends within two seconds of
-its gateway whatever the loop does; the heartbeat renews leases. Signals are the gateway's: this process ignores them.
+its gateway whatever the loop does; the heartbeat renews leases. Where no thread can run, the guard process kills.
+Signals are the gateway's: this process ignores them.
 
 A spare has imported everything and loaded the agents; it opens the store and claims when it is told to go.
 """
@@ -23,7 +24,6 @@ import msgspec
 import uvloop
 
 from holdfast.aio import Owner, wait_event
-from holdfast.app.deadman import Deadman
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
@@ -37,19 +37,17 @@ from holdfast.stores.sqlite import SqliteStore, StoreError
 from holdfast.telemetry import Log
 
 _BEAT_S: Final = 0.25
-_ORPHAN_S: Final = 2.0
+_ORPHAN_S: Final = 1.5
 _ORPHANED: Final = 70
 _BROKEN: Final = 71
-_WIND_MS: Final = 500
-_DEADMAN_EXTRA_S: Final = 1.0
+_POLL_MS: Final = 60_000
 
 
 class Child:
     """One worker process."""
 
-    def __init__(self, orders: int, reports: int, board: int, deadman: Deadman) -> None:
+    def __init__(self, orders: int, reports: int, board: int) -> None:
         """Take the inherited descriptors."""
-        self._deadman = deadman
         self._orders = orders
         self._reports = reports
         self._board = BlameBoard(board)
@@ -127,7 +125,6 @@ class Child:
             case "configure":
                 self._settings = Settings.model_validate(order["settings"])
                 self._specs = order["specs"]
-                self._deadman.seconds = self._settings.loop_stall_s + _DEADMAN_EXTRA_S
                 self._log = Log(self._settings.log_format)
                 self._configured.set()
             case "go":
@@ -153,7 +150,7 @@ class Child:
             await self._worker.close(drain_s)
 
     def _orphaned(self) -> None:
-        """The gateway is gone: release what can be released, within the two seconds that `_watch` gives."""
+        """The gateway is gone: release what can be released, within the time that `_watch` gives."""
         self._spawn(self._close(0.0), "orphaned")
 
     def _spawn(self, work: Any, name: str) -> None:
@@ -166,12 +163,12 @@ class Child:
         self._log.write("task_failed", worker=self._name, task=name, error=repr(error))
 
 
-def _watch(orders: int, deadman: Deadman) -> None:
-    """End the process two seconds after its orders pipe has ended, whatever its loop is doing."""
+def _watch(orders: int) -> None:
+    """End the process soon after its orders pipe has ended, whatever its loop is doing."""
     poller = select.poll()
     poller.register(orders, select.POLLHUP | select.POLLERR)
-    while not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(_WIND_MS)):
-        deadman.wind()
+    while not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(_POLL_MS)):
+        pass
     time.sleep(_ORPHAN_S)
     os._exit(_ORPHANED)
 
@@ -192,12 +189,10 @@ def main() -> None:
         os.set_inheritable(fd, False)
     orders, reports, board = inherited[:3]
     os.set_blocking(reports, False)
-    # Made by the loop's thread, whose time it counts; later than the supervisor, who knows whom to blame.
-    deadman = Deadman(Settings.model_validate({}).loop_stall_s + _DEADMAN_EXTRA_S)
-    watch = threading.Thread(target=_watch, args=(os.dup(orders), deadman), name="holdfast-orphan", daemon=True)
+    watch = threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True)
     watch.start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(Child(orders, reports, board, deadman).run())
+        code = runner.run(Child(orders, reports, board).run())
     sys.stderr.flush()
     os._exit(code)  # a tool's thread that does not end must not keep the process
 

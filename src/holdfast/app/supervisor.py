@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from holdfast.aio import Owner, settle
 from holdfast.app.errors import StartError
+from holdfast.app.guard import Guard
 from holdfast.app.process import WorkerProcess
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
@@ -64,6 +65,7 @@ class Supervisor:
         self._log = log
         self._inherited = inherited
         self._owner = Owner(self._task_failed)
+        self._guard = Guard()
         self._worker: WorkerProcess | None = None
         self._spare: WorkerProcess | None = None
         self._spare_due = 0.0
@@ -97,10 +99,12 @@ class Supervisor:
         Raises:
             StartError: The agents cannot be loaded; says what the child said.
         """
+        self._guard.tend()
         process = self._spawn()
         why = await self._until_ready(process)
         if why:
             await self._discard(process)
+            await self._guard.close()
             raise StartError(why if why.startswith("cannot start") else f"cannot start: {why}")
         self.agents = process.agents
         self._put_to_work(process)
@@ -124,6 +128,7 @@ class Supervisor:
             await self._discard(worker)
             await self._take_over(worker, None)
         await self._owner.close(1.0)
+        await self._guard.close()
 
     async def stop_all(self) -> None:
         """The second signal: every run ends now."""
@@ -169,6 +174,7 @@ class Supervisor:
                 continue
             try:
                 await self._look()
+                self._guard.tend()
             except Exception as error:  # noqa: BLE001 - no process or no descriptor can be had now; perhaps later
                 self._log.write("supervise_failed", error=repr(error))
                 await asyncio.sleep(_TRY_AGAIN_S)
@@ -311,7 +317,9 @@ class Supervisor:
         self._log.write("worker_started", worker=process.name, pid=process.pid)
 
     def _spawn(self) -> WorkerProcess:
-        return WorkerProcess(self._settings, self._specs, self._inherited)
+        process = WorkerProcess(self._settings, self._specs, self._inherited)
+        self._guard.watch(process.pid)
+        return process
 
     async def _until_ready(self, process: WorkerProcess) -> str:
         """Why the process is of no use, or "" once it is ready."""
@@ -335,6 +343,8 @@ class Supervisor:
             process.kill()
             await self._until_exited(process, _REAP_S)
         process.let_go()
+        if process.exited():
+            self._guard.release(process.pid)
 
     async def _take_over(self, worker: WorkerProcess, blamed: RunKey | None) -> None:
         """Take what a dead worker held at once, as often as the store needs to hear it."""

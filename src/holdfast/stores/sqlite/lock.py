@@ -11,7 +11,7 @@ from typing import Final
 from holdfast.stores.sqlite.connect import StoreError
 
 _PATIENCE_S: Final = 3.0
-_ORPHAN_S: Final = 20.0  # the owner is dead, and its worker is held by a call that only processor time can end
+_ORPHAN_S: Final = 10.0  # the owner is dead: its worker ends, or is ended, within two seconds
 _PAUSE_S: Final = 0.05
 
 

@@ -29,7 +29,7 @@ class Readers:
     """A pool of reading connections."""
 
     def __init__(self, path: str, clock: Clock) -> None:
-        """Start the threads, so that their number is fixed from the start; each opens its connection at its first read."""
+        """Start the threads, so that their number is fixed; each opens its connection at its first read."""
         self._path = path
         self._clock = clock
         self._local = threading.local()
