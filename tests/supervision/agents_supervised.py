@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -61,6 +62,16 @@ async def nap_in_c(seconds: int) -> str:
     note("nap_in_c", "began")
     ctypes.PyDLL(None).sleep(seconds)  # unlike CDLL, it keeps the interpreter's lock
     return "slept"
+
+
+@crew.tool_plain
+async def hold(seconds: int) -> str:
+    """Block everything inside a transaction on the server's own database, as its writer does when it is caught so."""
+    with sqlite3.connect(Path(__file__).with_name("holdfast.db"), isolation_level=None) as database:
+        database.execute("BEGIN IMMEDIATE")
+        note("hold", "began")
+        ctypes.PyDLL(None).sleep(seconds)
+    return "held"
 
 
 @crew.tool_plain

@@ -9,13 +9,35 @@ from typing import Any
 import pytest
 
 from tests.supervision.conftest import Serve
-from tests.supervision.support import STALL_S, Follower, Pulse, kill, settled, worker_pid
+from tests.supervision.support import STALL_S, STOP_BLOCKED_S, Follower, Pulse, kill, settled, worker_pid
+from tests.supervision.support import began as began_tool
 from tests.system.support import full, percentile, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(1500, 90))]
 
 ANSWER_S = STALL_S + 2.0  # busy_timeout; the supervisor kills before it is over
 REPLACED_S = 20.0
+
+
+def test_a_worker_that_blocks_inside_a_transaction_delays_a_new_prompt_no_longer_than_one_that_just_blocks(
+    serve: Serve, figures: Any
+):
+    """Its writer may be in a transaction when a tool takes the interpreter: the stop itself then waits for the lock."""
+    system = serve()
+    settled(system)
+    first = Follower(system, system.run('!tool hold {"seconds": 30}', session="s"))
+    began_tool(system, "hold")
+    asked = time.monotonic()
+    second = Follower(system, system.run("!say free again", session="s"))
+    made_s = time.monotonic() - asked
+    end = first.end(10)[-1]
+    assert (end["type"], end["reason"]) == ("run.cancelled", "superseded"), end
+    assert second.end(10)[-1]["output"] == "free again"
+    started_s = second.until("run.started") - asked
+    assert started_s < STOP_BLOCKED_S + 0.5, f"{started_s:.2f} s"
+    figures(
+        "blocked inside a transaction", [f"the prompt is taken after {made_s:.2f} s, starts after {started_s:.2f} s"]
+    )
 
 
 def test_sigstop_of_the_worker_while_it_writes_delays_creates_and_stops_by_a_bounded_time(serve: Serve, figures: Any):

@@ -123,7 +123,8 @@ class Runtime:
         else:
             lock = self.store.lock_fd
             inherited = [] if lock is None else [lock]
-            self.worker = Supervisor(self.store, settings, self._specs, self.log, inherited)
+            held_up_s = self.store.held_up_s
+            self.worker = Supervisor(self.store, settings, self._specs, self.log, inherited, held_up_s)
         await self.worker.start()
         self._stack.push_async_callback(self._close_worker)
 

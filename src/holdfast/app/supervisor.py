@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from holdfast.aio import Owner, settle
@@ -31,7 +31,8 @@ _TICK_S: Final = 0.1
 _READY_S: Final = 60.0
 _WORKING_S: Final = 15.0  # from the word to the first beat
 _UNANSWERED_STALL_S: Final = 1.0  # without a beat, once the reaper had to end a stopped run
-_STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits
+_STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits, or a write that may be one
+_HELD_UP_S: Final = 1.0  # a write that has waited so long for another process
 _LATE_S: Final = 1.0  # a tick of our own that comes so late says nothing about the worker
 _LOOK_S: Final = 0.25  # between two looks at who works, before a kill
 _SPARE_PAUSE_S: Final = 15.0  # before another spare, after one that was of no use
@@ -48,7 +49,13 @@ class Supervisor:
     """Worker and spare."""
 
     def __init__(
-        self, store: RunStore, settings: Settings, specs: Sequence[str], log: Log, inherited: Sequence[int]
+        self,
+        store: RunStore,
+        settings: Settings,
+        specs: Sequence[str],
+        log: Log,
+        inherited: Sequence[int],
+        held_up_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Nothing is started yet.
 
@@ -58,7 +65,9 @@ class Supervisor:
             specs: The agents they load.
             log: Kills and replacements are said.
             inherited: Descriptors that must stay open as long as a worker lives: the owner's lock.
+            held_up_s: How long a write of this process has waited for another process to end its transaction.
         """
+        self._held_up_s = held_up_s
         self._store = store
         self._settings = settings
         self._specs = specs
@@ -246,6 +255,9 @@ class Supervisor:
         # A stop that was asked within the grace before the last beat may be what the loop is blocked by: cleaning up.
         if silent_s > _STOP_STALL_S and self._stop_asked_at > worker.beat_at - self._settings.stop_grace_s:
             return f"no beat for {silent_s:.1f} s, and a stop waits"
+        # Held up inside its transaction it keeps every writer waiting, and the stop that would be heard above is one.
+        if silent_s > _STOP_STALL_S and self._held_up_s() > _HELD_UP_S:
+            return f"no beat for {silent_s:.1f} s, and it holds the database"
         if silent_s > _UNANSWERED_STALL_S and self._unanswered_at > worker.beat_at:
             return f"no beat for {silent_s:.1f} s, and the reaper had to answer a stop"
         return ""

@@ -339,6 +339,10 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 - health reports, it does not fail
             return facts | {"error": f"{type(error).__name__}: {error}"}
 
+    def held_up_s(self) -> float:
+        """How long a write of this process has waited for another process to end its transaction."""
+        return self._writer.held_up_s()
+
     def broken(self) -> str:
         """What has ended that only a new process can begin again, or ""."""
         died = self._writer.died()

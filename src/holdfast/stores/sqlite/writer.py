@@ -97,6 +97,7 @@ class Writer:
         self._reopen = reopen
         self._busy_since = time.monotonic()
         self._began = 0.0
+        self._waits = False
         self._close_by = float("inf")
         self._way_wanted = 0
         self._way_lock = threading.Lock()
@@ -156,6 +157,10 @@ class Writer:
     def depth(self) -> int:
         """How many operations wait."""
         return self._jobs.qsize()
+
+    def held_up_s(self) -> float:
+        """How long the present transaction has waited for another writer to end; 0.0 where none waits."""
+        return time.monotonic() - self._began if self._waits else 0.0
 
     def died(self) -> BaseException | None:
         """What ended the thread, if it has ended by itself: the store is of no more use to this process."""
@@ -319,7 +324,11 @@ class Writer:
         done: list[_Job] = []
         try:
             self._began = time.monotonic()
-            begin(self._conn, self._until)
+            self._waits = True
+            try:
+                begin(self._conn, self._until)
+            finally:
+                self._waits = False
             stint = time.monotonic() + _STINT_S
             tx = Tx(self._conn, self._clock)
             tx.let_time_pass()
