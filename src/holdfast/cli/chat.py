@@ -39,6 +39,8 @@ def chat(remote: Remote, session: str | None, plain: bool) -> None:
     --session. Input that is not a terminal is taken as one prompt a line; then a run that does not complete makes
     the exit code 1.
     """
+    if sys.stdin.isatty():  # also where what started us had turned Ctrl-C off, as a shell does for its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with remote.client() as client:
         talk = _Talk(remote, client, session)
         try:
