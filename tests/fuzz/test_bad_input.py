@@ -18,7 +18,7 @@ from holdfast.domain.errors import CATALOGUE
 from tests.history.site import Site
 
 MIB = 1024 * 1024
-LIVE_S = 0.5
+LIVE_S = 1.0
 DEEP = 100_000
 OPENAI_CODES = {"unknown_agent": "model_not_found"}
 

@@ -31,6 +31,8 @@ from holdfast.rehearsal.plan import next_segment
 from holdfast.rehearsal.steps import Segment
 from holdfast.rehearsal.wire import BadRequest, read_request
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
 FULL = 5000 if os.environ.get("HOLDFAST_FULL") else 150
 fuzz = settings(max_examples=FULL)
 

@@ -233,8 +233,8 @@ class System:
         return psutil.Process(self.server.pid)
 
     def workers(self) -> list[psutil.Process]:
-        """The server's child processes: its worker, and the spare."""
-        return self.ps().children(recursive=True)
+        """The server's worker and spare, without the guard that would end them."""
+        return [p for p in self.ps().children() if "guard_child" not in " ".join(p.cmdline())]
 
     def kill(self) -> None:
         """kill -9 of all its processes at once: none sees another one die."""
