@@ -156,3 +156,17 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+async def test_a_fault_in_the_stream_passes_after_its_times(server: RehearsalServer) -> None:
+    """What breaks once and then works is the commonest fault of all, and the one that a fresh start is for."""
+    script = ("!close after=2 times=1 rate=1000", "!tokens n=3 rate=1000")
+    broken, whole = await play(server, *script), await play(server, *script)
+    assert (broken.tokens, broken.complete) == (["t1 ", "t2 "], False)
+    assert (whole.text, whole.finish) == ("t1 t2 t3 ", "stop")
+
+
+async def test_a_fault_that_has_passed_leaves_an_answer(server: RehearsalServer) -> None:
+    """Alone, its line leaves the ten tokens of a script that says nothing."""
+    await play(server, "!truncate after=1 times=1 rate=1000")
+    assert (await play(server, "!truncate after=1 times=1 rate=1000")).tokens[-1] == "t10 "

@@ -58,6 +58,8 @@ def pieces(*lines: str) -> list[tuple[float, Piece]]:
         ("!error_in_stream after=0", StreamError(0, 50)),
         ("!status code=503 retry_after=0.5 times=2", Status(503, 0.5, 2, line=1)),
         ("!status code=401", Status(401, None, None, line=1)),
+        ("!close after=4 times=2", Cut(4, "close", 50, times=2, line=1)),
+        ("!stall after=4 for=2 times=0", Stall(4, 2, 50, times=0, line=1)),
         ("!usage prompt=7 completion=8", Usage(7, 8)),
     ],
 )

@@ -27,9 +27,9 @@ from holdfast.rehearsal.exchange import (
 )
 from holdfast.rehearsal.plan import next_segment
 from holdfast.rehearsal.play import play_body, play_stream, reply
-from holdfast.rehearsal.script import ScriptError
+from holdfast.rehearsal.script import RATE, TOKENS_ALONE, ScriptError, says_nothing
 from holdfast.rehearsal.stats import Stats
-from holdfast.rehearsal.steps import Segment, SlowHeaders, Status
+from holdfast.rehearsal.steps import Fault, Segment, SlowHeaders, Status, Step, Tokens
 from holdfast.rehearsal.wire import (
     MODEL,
     BadRequest,
@@ -163,12 +163,22 @@ class RehearsalApp:
                         return
                 case _:
                     assert_never(step)
-        answer = Answer(segment.body, request.prompt_tokens, f"call_{request.digest}")
+        answer = Answer(self._body(request, segment), request.prompt_tokens, f"call_{request.digest}")
         if request.stream:
             chunks = Chunks(answer_id, request.model)
             await play_stream(exchange, answer, chunks, include_usage=request.include_usage)
         else:
             await play_body(exchange, answer, Body(answer_id, request.model))
+
+    def _body(self, request: Request, segment: Segment) -> tuple[Step, ...]:
+        """What is performed now: without the faults that have passed."""
+        body = tuple(step for step in segment.body if self._lasts(request, step))
+        return body if body == segment.body or not says_nothing(body) else (*body, Tokens(TOKENS_ALONE, RATE))
+
+    def _lasts(self, request: Request, step: Step) -> bool:
+        if not isinstance(step, Fault) or step.times is None:
+            return True
+        return self.stats.repeat(request.digest, step.line) < step.times
 
 
 async def _refuse(exchange: Exchange, status: int, message: str, code: str, *headers: tuple[bytes, bytes]) -> None:

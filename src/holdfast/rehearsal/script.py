@@ -1,7 +1,8 @@
 """Reads the script in a user's message: directive lines in, segments of typed steps out; pure.
 
 A line that starts with `!name` is a directive, every other line is ignored beside one. Lines run in order. The
-options below show their defaults, except that `!status` sends no Retry-After and never stops unless told.
+options below show their defaults, except that `!status` sends no Retry-After and never stops unless told, and that
+a fault with `after` takes `times` too: after so many times its line is passed over.
 
     !say text...              the text, word by word; `rate=N` as its first or last word sets the rate
     !tokens n=200 rate=50     `t1 t2 t3 `, one chunk each; numbers continue over all lines of one response
@@ -37,6 +38,7 @@ from holdfast.rehearsal.steps import (
     BadJson,
     Comments,
     Cut,
+    Fault,
     FirstToken,
     Say,
     Segment,
@@ -51,7 +53,7 @@ from holdfast.rehearsal.steps import (
     Usage,
 )
 
-__all__ = ["DIRECTIVES", "RATE", "ScriptError", "parse"]
+__all__ = ["DIRECTIVES", "RATE", "TOKENS_ALONE", "ScriptError", "parse", "says_nothing"]
 
 RATE = 50.0
 TOKENS_MAX = 1_000_000
@@ -119,34 +121,43 @@ def _delay(default: float) -> _Option:
 
 
 _RATE = _Option(RATE, 0.001, 1_000_000)
+_TIMES = _Option(None, 0, 1_000_000, whole=True)
+
+
+def _times(values: _Values) -> int | None:
+    return int(values["times"]) if "times" in values else None
+
+
+def _fault(
+    after: int, build: Callable[[int, float, _Values], Step], more: Mapping[str, _Option] | None = None
+) -> _Form:
+    """The form of a fault: it comes after some tokens at some rate, and may pass after some times."""
+    options = {"after": _tokens(after), **(more or {}), "rate": _RATE, "times": _TIMES}
+    return _Form(options, lambda v: build(int(v["after"]), v["rate"], v))
+
 
 _FORMS: Mapping[str, _Form] = {
     "tokens": _Form({"n": _tokens(200), "rate": _RATE}, lambda v: Tokens(int(v["n"]), v["rate"])),
     "think": _Form({"n": _tokens(20), "rate": _RATE}, lambda v: Think(int(v["n"]), v["rate"])),
     "first_token": _Form({"delay": _delay(5)}, lambda v: FirstToken(v["delay"])),
     "slow_headers": _Form({"for": _delay(5)}, lambda v: SlowHeaders(v["for"])),
-    "stall": _Form(
-        {"after": _tokens(10), "for": _delay(999), "rate": _RATE},
-        lambda v: Stall(int(v["after"]), v["for"], v["rate"]),
+    "stall": _fault(10, lambda n, rate, v: Stall(n, v["for"], rate, _times(v)), {"for": _delay(999)}),
+    "comments": _fault(
+        3,
+        lambda n, rate, v: Comments(n, v["for"], v["every"], rate, _times(v)),
+        {"for": _delay(999), "every": _Option(0.1, 0.001, 3600)},
     ),
-    "comments": _Form(
-        {"after": _tokens(3), "for": _delay(999), "every": _Option(0.1, 0.001, 3600), "rate": _RATE},
-        lambda v: Comments(int(v["after"]), v["for"], v["every"], v["rate"]),
-    ),
-    "close": _Form({"after": _tokens(10), "rate": _RATE}, lambda v: Cut(int(v["after"]), "close", v["rate"])),
-    "truncate": _Form(
-        {"after": _tokens(10), "rate": _RATE},
-        lambda v: Cut(int(v["after"]), "truncate", v["rate"]),
-    ),
-    "bad_json": _Form({"after": _tokens(5), "rate": _RATE}, lambda v: BadJson(int(v["after"]), v["rate"])),
-    "error_in_stream": _Form({"after": _tokens(5), "rate": _RATE}, lambda v: StreamError(int(v["after"]), v["rate"])),
+    "close": _fault(10, lambda n, rate, v: Cut(n, "close", rate, _times(v))),
+    "truncate": _fault(10, lambda n, rate, v: Cut(n, "truncate", rate, _times(v))),
+    "bad_json": _fault(5, lambda n, rate, v: BadJson(n, rate, _times(v))),
+    "error_in_stream": _fault(5, lambda n, rate, v: StreamError(n, rate, _times(v))),
     "status": _Form(
         {
             "code": _Option(429, 400, 599, whole=True),
             "retry_after": _Option(None, 0, DELAY_S_MAX),
-            "times": _Option(None, 0, 1_000_000, whole=True),
+            "times": _TIMES,
         },
-        lambda v: Status(int(v["code"]), v.get("retry_after"), int(v["times"]) if "times" in v else None, 0),
+        lambda v: Status(int(v["code"]), v.get("retry_after"), _times(v), 0),
     ),
     "usage": _Form(
         {
@@ -181,7 +192,7 @@ def parse(message: str) -> tuple[Segment, ...] | None:
             raise ScriptError(number, line, f"a script has at most {LINES_MAX} lines")
         try:
             step = _read(found[1], stripped[found.end() :].lstrip())
-            if isinstance(step, Status):
+            if isinstance(step, Status) or (isinstance(step, Fault) and step.times is not None):
                 step = replace(step, line=number)
             _admit(segments, step)
         except _Problem as problem:
@@ -251,7 +262,7 @@ def _admit(segments: list[list[Step]], step: Step) -> None:
     if last and isinstance(last[-1], Tool) and not isinstance(step, Tool):
         segments.append([])
         last = segments[-1]
-    if any(isinstance(before, Cut | StreamError) for before in last):
+    if any(isinstance(before, Cut | StreamError) and before.times is None for before in last):
         raise _Problem("this line can never run: a line before it ends the answer")
     if isinstance(step, SlowHeaders | Status) and not all(
         isinstance(before, SlowHeaders | Status | Usage) for before in last
@@ -290,11 +301,16 @@ def _cost(step: Step) -> tuple[int, float]:
             return 0, 0.0
 
 
+def says_nothing(body: Sequence[Step]) -> bool:
+    """Whether these steps emit nothing, so that ten tokens are the answer."""
+    return all(isinstance(step, FirstToken | Usage) for step in body)
+
+
 def _finish(steps: Sequence[Step]) -> Segment:
     """Split the opening off, keep texts apart, and give a segment that emits nothing its ten tokens."""
     opening = tuple(step for step in steps if isinstance(step, SlowHeaders | Status))
     body = [step for step in steps if not isinstance(step, SlowHeaders | Status)]
-    if all(isinstance(step, FirstToken | Usage) for step in body):
+    if says_nothing(body):
         body.append(Tokens(TOKENS_ALONE, RATE))
     texts = [at for at, step in enumerate(body) if not isinstance(step, Think | Tool | Usage | FirstToken)]
     for at in texts[:-1]:

@@ -12,6 +12,7 @@ __all__ = [
     "BadJson",
     "Comments",
     "Cut",
+    "Fault",
     "FirstToken",
     "Say",
     "Segment",
@@ -75,11 +76,13 @@ class SlowHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Emit `after` tokens, then nothing for `seconds`."""
+    """Emit `after` tokens, then nothing for `seconds`; like each fault only the first `times` times (None: always)."""
 
     after: int
     seconds: float
     rate: float
+    times: int | None = None
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class Comments:
     seconds: float
     every: float
     rate: float
+    times: int | None = None
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,8 @@ class Cut:
     after: int
     kind: Literal["close", "truncate"]
     rate: float
+    times: int | None = None
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,8 @@ class BadJson:
 
     after: int
     rate: float
+    times: int | None = None
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,8 @@ class StreamError:
 
     after: int
     rate: float
+    times: int | None = None
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,9 @@ class Usage:
     prompt: int
     completion: int
 
+
+Fault: TypeAlias = Stall | Comments | Cut | BadJson | StreamError
+"""What goes wrong in the middle of an answer."""
 
 Step: TypeAlias = (
     Say
