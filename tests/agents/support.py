@@ -15,7 +15,7 @@ from holdfast.domain.errors import RunEnded
 from holdfast.domain.ids import RunKey
 from holdfast.domain.messages import HistoryEntry
 from holdfast.models import ModelClient
-from holdfast.ports.agent import AgentEvent, Checkpoint, Result, RunContext, TextDelta, ToolFinished
+from holdfast.ports.agent import AgentEvent, AttemptDiscarded, Checkpoint, Result, RunContext, TextDelta, ToolFinished
 from holdfast.ports.probe import Probe
 from holdfast.rehearsal import RehearsalServer
 from holdfast.tools import ToolPool
@@ -57,7 +57,9 @@ class Told:
 
     @property
     def text(self) -> str:
-        return "".join(event.text for event in self.of(TextDelta))
+        """What a reader has on the screen: parts that were discarded are not there."""
+        dropped = {part for event in self.of(AttemptDiscarded) for part in event.parts}
+        return "".join(event.text for event in self.of(TextDelta) if event.part not in dropped)
 
     @property
     def result(self) -> Result:

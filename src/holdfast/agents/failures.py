@@ -28,7 +28,7 @@ from pydantic_ai.exceptions import (
 
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.runs import Reason
-from holdfast.models import ModelBadResponse, ModelStalled, ModelTruncated
+from holdfast.models import ModelBadResponse, ModelBreakerOpen, ModelStalled, ModelTruncated
 
 _MODEL = Reason.MODEL_ERROR
 
@@ -80,6 +80,15 @@ def _model(error: ModelAPIError) -> RunEnded:
             )
         case ModelRequestTimeout():
             return _ended(Reason.MODEL_STALLED, "model_request_timeout", error, retryable=True)
+        case ModelBreakerOpen():
+            when = f"in {error.opens_in_s:.0f} s or more" if error.opens_in_s else "shortly"
+            return _ended(
+                _MODEL,
+                "model_breaker_open",
+                error,
+                retryable=True,
+                remedy=f"check the model server, then repeat the prompt {when}; /api/workers shows the breaker",
+            )
         case ModelTruncated():
             return _ended(_MODEL, "model_truncated", error, retryable=True, remedy="repeat the prompt")
         case ModelBadResponse():

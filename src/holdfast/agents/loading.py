@@ -19,6 +19,7 @@ from holdfast.agents.generator import GeneratorAgent
 from holdfast.agents.pydantic_ai import PydanticAgent
 from holdfast.config.settings import Settings
 from holdfast.domain.ids import ID_PATTERN, is_id
+from holdfast.models import ModelGuard
 from holdfast.ports.agent import Agent
 from holdfast.tools import ToolPool
 
@@ -33,6 +34,13 @@ _CANDIDATES: Final = 8
 
 class AgentLoadError(Exception):
     """An agent that was asked for cannot be served; the text says what to change."""
+
+
+class _Around(NamedTuple):
+    settings: Settings
+    pool: ToolPool
+    model: Model | None
+    guard: ModelGuard | None
 
 
 class Spec(NamedTuple):
@@ -65,6 +73,7 @@ def load_agents(
     settings: Settings,
     pool: ToolPool,
     model: Model | None = None,
+    guard: ModelGuard | None = None,
 ) -> list[Agent]:
     """Import and wrap the agents; the first is the default.
 
@@ -74,16 +83,17 @@ def load_agents(
         settings: The limits.
         pool: Where sync tools run.
         model: In place of each agent's own.
+        guard: What their models share; one of its own for each agent by default.
 
     Raises:
         AgentLoadError: One of them cannot be served.
     """
     if not specs:
-        return [default_agent(model, settings, pool)]
+        return [default_agent(model, settings, pool, guard)]
     agents: list[Agent] = []
     origins: dict[str, str] = {}
     for text in specs:
-        agent = _load(parse_spec(text), text, directory, settings, pool, model)
+        agent = _load(parse_spec(text), text, directory, _Around(settings, pool, model, guard))
         if agent.name in origins:
             raise AgentLoadError(
                 f"two agents are named {agent.name!r}: {origins[agent.name]} and {text}; name one of them anew, "
@@ -94,7 +104,7 @@ def load_agents(
     return agents
 
 
-def default_agent(model: Model | None, settings: Settings, pool: ToolPool) -> Agent:
+def default_agent(model: Model | None, settings: Settings, pool: ToolPool, guard: ModelGuard | None = None) -> Agent:
     """The plain chat agent that is served where only a model is named.
 
     Raises:
@@ -106,10 +116,10 @@ def default_agent(model: Model | None, settings: Settings, pool: ToolPool) -> Ag
             "--model provider:name; `holdfast demo` shows everything without one"
         )
     agent = PydanticAIAgent(model, name=DEFAULT_NAME, instructions=DEFAULT_INSTRUCTIONS)
-    return PydanticAgent(agent, DEFAULT_NAME, settings, pool, model)
+    return PydanticAgent(agent, DEFAULT_NAME, settings, pool, model, guard)
 
 
-def _load(spec: Spec, text: str, directory: Path, settings: Settings, pool: ToolPool, model: Model | None) -> Agent:
+def _load(spec: Spec, text: str, directory: Path, around: _Around) -> Agent:
     found = _attribute(_import(spec, text, directory), spec, text)
     name = spec.name or _own_name(found) or spec.attribute.rpartition(".")[2]
     if not is_id(name):
@@ -118,7 +128,7 @@ def _load(spec: Spec, text: str, directory: Path, settings: Settings, pool: Tool
             f"as in other={spec.module}:{spec.attribute}"
         )
     if isinstance(found, AbstractAgent):
-        return _pydantic(found, name, text, settings, pool, model)
+        return _pydantic(found, name, text, around)
     if inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(vars(type(found)).get("__call__")):
         return GeneratorAgent(found, name)
     if _is_port(found):
@@ -163,19 +173,12 @@ def _attribute(module: ModuleType, spec: Spec, text: str) -> Any:
     return found
 
 
-def _pydantic(
-    found: AbstractAgent[Any, Any],
-    name: str,
-    text: str,
-    settings: Settings,
-    pool: ToolPool,
-    model: Model | None,
-) -> Agent:
-    if model is None and found.model is None:
+def _pydantic(found: AbstractAgent[Any, Any], name: str, text: str, around: _Around) -> Agent:
+    if around.model is None and found.model is None:
         raise AgentLoadError(
             f"agent {text!r} has no model; give it one (Agent('provider:name', ...)), or start with --model"
         )
-    return PydanticAgent(found, name, settings, pool, model)
+    return PydanticAgent(found, name, around.settings, around.pool, around.model, around.guard)
 
 
 def _own_name(found: Any) -> str:

@@ -49,10 +49,19 @@ class Numbering:
         self._parts: dict[int, int] = {}  # index in the response -> part
         self._kinds: dict[int, type[TextDelta] | type[ReasoningDelta]] = {}
         self._calls: dict[int, tuple[str, str, str]] = {}  # index -> id as given, as named, tool
+        self._told_parts: list[int] = []  # of this response, in order of appearance
+        self._told_calls: list[str] = []
 
     def begin(self) -> None:
         """A response starts."""
         self._parts, self._kinds, self._calls = {}, {}, {}
+        self._told_parts, self._told_calls = [], []
+
+    def drop(self) -> tuple[list[int], list[str]]:
+        """Every part and call that the reader has of the response, which is no more; no name is given twice."""
+        parts, calls = self._told_parts, self._told_calls
+        self.begin()
+        return parts, calls
 
     def next_part(self) -> int:
         """A number of its own, for a part that no response has."""
@@ -130,12 +139,15 @@ class Numbering:
             return
         if index not in self._parts:
             self._parts[index] = self.next_part()
+            self._told_parts.append(self._parts[index])
         yield kind(self._parts[index], text)
 
     def _args(self, index: int, args: Any) -> Iterator[ToolArgs]:
         known = self._calls.get(index)
         if not args or known is None or self._hidden(known[2]):
             return
+        if known[1] not in self._told_calls:
+            self._told_calls.append(known[1])
         yield ToolArgs(known[1], known[2], args if isinstance(args, str) else json.dumps(args, default=str))
 
     def _unique(self, given: str) -> str:

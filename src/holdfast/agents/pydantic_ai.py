@@ -20,7 +20,7 @@ from typing import Any
 import pydantic_core
 from pydantic_ai import Agent, AgentRun, CallToolsNode, DeferredToolRequests, ModelRequestNode
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.exceptions import RunCancelled
+from pydantic_ai.exceptions import ModelAPIError, RunCancelled
 from pydantic_ai.messages import (
     FunctionToolResultEvent,
     ModelMessage,
@@ -37,6 +37,7 @@ from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, history_of
 from holdfast.agents.numbering import Numbering
+from holdfast.agents.restart import LEFT_S, afresh, only_text, restartable, with_discarded
 from holdfast.agents.sampling import model_settings
 from holdfast.agents.tooling import Hooks, ToolRunner
 from holdfast.aio import Owner, settle
@@ -44,9 +45,10 @@ from holdfast.config.settings import Settings
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.events import bounded
 from holdfast.domain.runs import Reason
-from holdfast.models import ModelLimits, RequestScope, in_scope
+from holdfast.models import ModelBreakerOpen, ModelGuard, RequestScope, in_scope, restart_reason
 from holdfast.ports.agent import (
     AgentEvent,
+    AttemptDiscarded,
     Checkpoint,
     ModelRequested,
     ModelResponded,
@@ -74,6 +76,7 @@ class PydanticAgent:
         settings: Settings,
         pool: ToolPool,
         model: Model | None = None,
+        guard: ModelGuard | None = None,
     ) -> None:
         """Hold the agent; nothing is opened yet.
 
@@ -83,12 +86,14 @@ class PydanticAgent:
             settings: The limits.
             pool: Where its sync tools run.
             model: In place of the agent's own.
+            guard: What its models share with the others of this process; one of its own by default.
         """
         self.name = name
         self.agent = agent
         self.settings = settings
         self.pool = pool
         self.model = model
+        self.guard = guard if guard is not None else ModelGuard.of(settings)
         self.owner = Owner(_ignore)
         # pydantic-ai greets whoever starts it from a terminal; a worker's output is its log.
         os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
@@ -141,7 +146,7 @@ class _Drive:
         self.channel: Channel[AgentEvent] = Channel()
         self.failure: Exception | None = None
         self.tools = ToolRunner(ctx, settings.tool_timeout_s, settings.stop_grace_s, adapter.owner)
-        self.hooks = Hooks(self.tools, ModelLimits.of(settings))
+        self.hooks = Hooks(self.tools, adapter.guard)
         self.scope = RequestScope(self._tell, ctx.deadline)
         self._writer = Writer()
         self._before: list[ModelMessage] = []  # this run's messages of earlier attempts
@@ -153,6 +158,7 @@ class _Drive:
         self._told = False  # whether the log has the response at hand from an earlier attempt
         self._resumed: ModelResponse | None = None  # the response that an earlier attempt ended with
         self._stream: AgentStream[Any, Any] | None = None  # the response that is being shown
+        self._discarded: ModelResponse | None = None  # the one that was, where nothing was said since
 
     async def drive(self) -> None:
         """From the input, or the checkpoint, to the result; a failure is kept, a cancellation passes."""
@@ -187,7 +193,7 @@ class _Drive:
             node = run.next_node
             while not Agent.is_end_node(node):
                 if Agent.is_model_request_node(node):
-                    await self._request(run, node)
+                    node = await self._request(run, node)
                 elif Agent.is_call_tools_node(node):
                     await self._tools(run, node)
                 ctx.probe.waits("agent")
@@ -222,24 +228,66 @@ class _Drive:
             messages = messages[:-1]
         self._before = list(messages)
 
-    async def _request(self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> None:
+    async def _request(self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> ModelRequestNode[Any, Any]:
+        """Stream one response, begun anew where it broke off; the node that has it."""
+        self._told = self.hooks.replay is not None
+        if not self._told:
+            self.scope.begin_step()
+        restarts, broken = 0, None
+        while True:
+            try:
+                await self._respond_to(run, node)
+            except ModelAPIError as error:
+                reason = self._restart_reason(error, node, restarts)
+                if reason is None:
+                    if broken is not None and isinstance(error, ModelBreakerOpen):
+                        raise broken from broken.__cause__  # what opened it says more
+                    raise
+                broken = error
+            else:
+                return node
+            node = await self._discard(run, node, reason)
+            restarts += 1
+
+    async def _respond_to(self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> None:
         """Stream one response; of one that is replayed, the log has everything already."""
-        self._told = replayed = self.hooks.replay is not None
         self._stream = None
-        if not replayed:
-            self.scope.step += 1
-            await self._tell(ModelRequested(self.scope.step, self._model_name(run), 1))
+        if not self._told:
+            await self._tell(ModelRequested(self.scope.step, self._model_name(run), self.scope.attempt))
         self._numbering.begin()
         self._requested_at, self._first_at = time.monotonic(), None
         async with node.stream(run.ctx) as stream:
             self._stream = stream
             async for event in stream:
-                if replayed:
+                if self._told:
                     continue
                 for told in self._numbering.events(event):
                     if self._first_at is None:
                         self._first_at = time.monotonic()
+                    if isinstance(told, TextDelta):
+                        self._discarded = None
                     await self.channel.send(told)
+
+    def _restart_reason(self, error: ModelAPIError, node: ModelRequestNode[Any, Any], restarts: int) -> str | None:
+        """Why the response is to be asked for anew; None where it is not, or nothing of it had come."""
+        left_s = self.ctx.deadline - asyncio.get_running_loop().time()
+        if restarts >= self.adapter.guard.limits.restarts or left_s < LEFT_S or not restartable(node):
+            return None
+        begun = self._stream is not None and bool(self._stream.response.parts)
+        return restart_reason(error) if begun else None
+
+    async def _discard(
+        self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any], reason: str
+    ) -> ModelRequestNode[Any, Any]:
+        """Tell readers what to drop; the node that asks again."""
+        if self._stream is not None:
+            self._discarded = only_text(self._stream.response) or self._discarded
+            self._stream = None
+        node = afresh(run, node)
+        parts, calls = self._numbering.drop()
+        await self.channel.send(AttemptDiscarded(self.scope.step, reason, parts, calls))
+        self.scope.attempt += 1
+        return node
 
     async def _tell(self, event: AgentEvent) -> None:
         """Pass an event on; a request begins only when the reader lets it, who may doubt the worker's lease."""
@@ -258,6 +306,7 @@ class _Drive:
                     await self._finished(event.part, event.content)
 
     async def _respond(self, run: AgentRun[Any, Any], response: ModelResponse) -> None:
+        self._discarded = None
         for done in self._numbering.end():
             await self.channel.send(done)
         self._numbering.name_calls(response)
@@ -324,7 +373,7 @@ class _Drive:
             return
         lost = RunCancelled.from_cancellation(error)
         new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
-        messages = self._shown(self._own(new))
+        messages = with_discarded(self._shown(self._own(new)), self._discarded)
         if messages and isinstance(messages[0], ModelRequest):  # else the log knows more: the input, at least
             self.ctx.recovered = self._writer.recovered(self.scope.step, messages)
 

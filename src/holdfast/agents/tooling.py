@@ -42,7 +42,7 @@ from pydantic_ai.tools import ToolDenied
 from holdfast.agents.checkpoint import Finished
 from holdfast.aio import Owner, settle
 from holdfast.domain.errors import RunEnded
-from holdfast.models import GuardedModel, ModelLimits
+from holdfast.models import GuardedModel, ModelGuard
 from holdfast.ports.agent import RunContext as HoldfastContext
 from holdfast.tools import CurrentCall, ToolQueueTimeout, in_call
 
@@ -167,7 +167,7 @@ class Hooks(AbstractCapability[Any]):
     """Our place in pydantic-ai's loop: around each request and each tool."""
 
     tools: ToolRunner
-    limits: ModelLimits
+    guard: ModelGuard
     replay: ModelResponse | None = None
 
     def get_wrapper_model(self, model: Model) -> Model | None:
@@ -177,7 +177,7 @@ class Hooks(AbstractCapability[Any]):
             if isinstance(inner, GuardedModel):
                 return None
             inner = inner.wrapped
-        return GuardedModel(model, self.limits)
+        return GuardedModel(model, self.guard.limits, self.guard)
 
     async def wrap_model_request(
         self,

@@ -27,7 +27,7 @@ from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
-from holdfast.app.served import Served, load_served, pool_facts
+from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import BlameBoard
@@ -92,9 +92,9 @@ class Child:
             return
         if self._ended.is_set():
             return  # told to end, or orphaned, before there was anything to end
-        clock, facts = SystemClock(), pool_facts(served.pool)
+        clock = SystemClock()
         served.pool.watch = self._board.enter_thread
-        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board)
+        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, served.facts, self._board)
         self._worker = worker
         _ = self._owner.spawn(self._beat(store), "beat")
         self._say({"report": "working", "worker": self._name})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from holdfast.agents.loading import AgentLoadError, default_agent, load_agents
 from holdfast.app.errors import StartError
 from holdfast.app.upstream import probe_model
 from holdfast.config import Settings, upstream_url
-from holdfast.models.resolve import ModelClient, ModelConfigError
+from holdfast.models import ModelClient, ModelConfigError, ModelGuard
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.tools.pool import ToolPool
 
@@ -24,6 +24,11 @@ class Served:
     infos: list[AgentInfo]
     client: ModelClient
     pool: ToolPool
+    guard: ModelGuard
+
+    def facts(self) -> dict[str, Any]:
+        """How the tools' threads and the models' upstreams are, for /api/workers; from any thread."""
+        return pool_facts(self.pool) | self.guard.facts()
 
     async def aclose(self) -> None:
         """Close the model connections; on the loop that used them."""
@@ -40,10 +45,11 @@ async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
     client = ModelClient(settings)
     try:
         model = client.resolve(settings.model, settings.model_url)
+        guard = ModelGuard.of(settings, client.fallback())
         if specs:
-            agents = load_agents(specs, Path.cwd(), settings, pool, model)
+            agents = load_agents(specs, Path.cwd(), settings, pool, model, guard)
         elif model is not None:
-            agents = [default_agent(model, settings, pool)]
+            agents = [default_agent(model, settings, pool, guard)]
         else:
             raise StartError("cannot start: there is neither an agent nor a model to serve")
     except (AgentLoadError, ModelConfigError) as error:
@@ -51,12 +57,12 @@ async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
     upstream = upstream_url(settings)
     rehearsal = bool(upstream) and (await probe_model(upstream)).rehearsal
     infos = [_info(agent, settings, rehearsal=rehearsal) for agent in agents]
-    return Served(agents, infos, client, pool)
+    return Served(agents, infos, client, pool, guard)
 
 
-def pool_facts(pool: ToolPool) -> Callable[[], dict[str, Any]]:
-    """How the tools' threads are, for /api/workers."""
-    return lambda: {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
+def pool_facts(pool: ToolPool) -> dict[str, Any]:
+    """How the tools' threads are."""
+    return {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
 
 
 def _info(agent: Agent, settings: Settings, *, rehearsal: bool) -> AgentInfo:

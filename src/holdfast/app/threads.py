@@ -11,7 +11,7 @@ from typing import Any, Final
 import uvloop
 
 from holdfast.aio import Owner, settle
-from holdfast.app.served import Served, load_served, pool_facts
+from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
 from holdfast.engine.worker import Worker, worker_name
@@ -73,7 +73,7 @@ class WorkerThread:
             self._served = await load_served(self._settings, self._specs)
             self.agents = self._served.infos
             self._given = self._served.agents
-        facts = pool_facts(self._served.pool) if self._served is not None else dict
+        facts = self._served.facts if self._served is not None else dict
         name = worker_name(os.getpid())
         self._worker = Worker(self._store, self._given, self._settings, self._log, SystemClock(), name, facts)
         self._thread.start()

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 CONFIG_FILE = "holdfast.toml"
 _ENV_PREFIX = "HOLDFAST_"
 # Read by the client commands and the model layer under their own names; not settings of the server.
-_ENV_OTHERS = frozenset({"HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_MODEL_KEY", "HOLDFAST_FULL"})
+_ENV_OTHERS = frozenset(
+    {"HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_MODEL_KEY", "HOLDFAST_MODEL_FALLBACK_KEY", "HOLDFAST_FULL"}
+)
 
 
 class SettingsError(Exception):
@@ -49,6 +51,12 @@ class Settings(BaseModel):
     model_idle_s: float = Field(60, gt=0)
     model_request_s: float = Field(300, gt=0)
     model_retries: int = Field(2, ge=0, le=10)
+    model_restarts: int = Field(1, ge=0, le=10)
+    model_fallback: str = ""
+    model_fallback_url: str = ""
+    model_fallback_nonstreaming: bool = False
+    breaker_failures: int = Field(5, ge=1)
+    breaker_open_s: float = Field(30, gt=0)
 
     tool_timeout_s: float = Field(120, gt=0)
     tool_queue_s: float = Field(10, gt=0)

@@ -77,10 +77,14 @@ class Digest:
         """Take the next event: its type and its fields (others in the mapping are not looked at)."""
         match kind:
             case EventType.TEXT_DELTA | EventType.REASONING_DELTA:
-                self._part(fields["part"], text_kind=kind == EventType.TEXT_DELTA).chunks.append(fields["text"])
+                part = self._part(fields["part"], text_kind=kind == EventType.TEXT_DELTA)
+                part.chunks.append(fields["text"])
+                if part.text_kind:
+                    self._last_discarded = ""
             case EventType.TEXT_DONE | EventType.REASONING_DONE:
                 self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
             case EventType.TOOL_CALLED:
+                self._last_discarded = ""
                 call = _Call(fields["call"], fields["name"], fields.get("args"), self._step)
                 self._calls[call.call] = call
                 self._items.append(call)
@@ -107,8 +111,8 @@ class Digest:
         return "".join(part.text for part in self._items if isinstance(part, _Part) and self._shown(part))
 
     def partial(self) -> str:
-        """`text()`, or the last discarded text where nothing followed it."""
-        return self.text() or self._last_discarded
+        """`text()`, with the last discarded text where nothing followed it."""
+        return self.text() + self._last_discarded
 
     def usage(self) -> dict[str, int]:
         """Sums over model.responded: requests, input_tokens, output_tokens and what else models count."""
@@ -158,7 +162,7 @@ class Digest:
                     fold.say(item.text)
             else:
                 fold.call(item)
-        if not fold.answered() and self._last_discarded and not completed:
+        if self._last_discarded and not completed:
             fold.say(self._last_discarded)
         for text in self.steered:
             fold.user(text)
@@ -215,9 +219,6 @@ class _Fold:
         self.out: list[Message] = []
         self._text: list[str] = []
         self._calls: list[_Call] = []
-
-    def answered(self) -> bool:
-        return bool(self._text or self._calls) or any(m.role == "assistant" for m in self.out)
 
     def say(self, text: str) -> None:
         if self._calls:

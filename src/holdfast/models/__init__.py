@@ -1,18 +1,25 @@
 """The models that agents speak to: how they are named, reached, bounded and watched."""
 
-from holdfast.models.errors import ModelBadResponse, ModelStalled, ModelTruncated
-from holdfast.models.guard import GuardedModel, ModelLimits
+from holdfast.models.breaker import Breakers
+from holdfast.models.errors import ModelBadResponse, ModelBreakerOpen, ModelStalled, ModelTruncated
+from holdfast.models.guard import GuardedModel
 from holdfast.models.resolve import ModelClient, ModelConfigError
+from holdfast.models.routes import ModelGuard, ModelLimits
 from holdfast.models.scope import RequestScope, in_scope
+from holdfast.models.verdicts import restart_reason
 
 __all__ = [
+    "Breakers",
     "GuardedModel",
     "ModelBadResponse",
+    "ModelBreakerOpen",
     "ModelClient",
     "ModelConfigError",
+    "ModelGuard",
     "ModelLimits",
     "ModelStalled",
     "ModelTruncated",
     "RequestScope",
     "in_scope",
+    "restart_reason",
 ]

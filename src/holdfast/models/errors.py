@@ -4,6 +4,7 @@
       ModelStalled       one of our limits fired
       ModelTruncated     the stream ended and nobody said that it was complete
       ModelBadResponse   the upstream sent something that is no answer
+      ModelBreakerOpen   the upstream failed so often of late that we do not ask it now
 
 They are ModelAPIErrors, so that a user's FallbackModel falls back on them as on any other failure of a model.
 """
@@ -52,9 +53,25 @@ class ModelBadResponse(ModelAPIError):
     """What the upstream sent cannot be read as an answer."""
 
 
+class ModelBreakerOpen(ModelAPIError):
+    """Nothing was sent: the upstream's breaker is open, or its one probe is under way."""
+
+    def __init__(self, model_name: str, upstream: str, failures: int, opens_in_s: float) -> None:
+        """Name the upstream, how often it failed in a row, and when it is asked again."""
+        when = f"in {opens_in_s:.1f} s" if opens_in_s > 0 else "now, by another request"
+        super().__init__(
+            model_name,
+            f"model {model_name!r} was not asked: its upstream {upstream} failed {failures} times in a row; "
+            f"it is tried again {when}",
+        )
+        self.upstream = upstream
+        self.failures = failures
+        self.opens_in_s = opens_in_s
+
+
 def refine(error: Exception, model_name: str) -> Exception:
     """The same failure with the most exact type we know; to be raised from the one given, unless it is that one."""
-    if isinstance(error, ModelStalled | ModelTruncated | ModelBadResponse):
+    if isinstance(error, ModelStalled | ModelTruncated | ModelBadResponse | ModelBreakerOpen):
         return error
     if isinstance(error, ModelConnectionError | ModelHTTPError):
         return error

@@ -69,6 +69,22 @@ class ModelClient:
         except (UserError, ValueError, ImportError) as error:
             raise ModelConfigError(f"cannot use model {name!r}: {error}") from error
 
+    def fallback(self) -> Model | None:
+        """The model of `model_fallback`; None if none is set. The first model's key is not sent to another server.
+
+        Raises:
+            ModelConfigError: As `resolve`.
+        """
+        settings = self._settings
+        name, url = settings.model_fallback, settings.model_fallback_url
+        if not url:
+            return self.resolve(name)
+        _check_url(url)
+        key = self._environ.get("HOLDFAST_MODEL_FALLBACK_KEY", "")
+        if not key and settings.model_url and _server(url) == _server(settings.model_url):
+            key = self._key()
+        return self._openai(name or "default", url, key or "none")
+
     async def aclose(self) -> None:
         """Close every connection; the client opens again when it is asked to."""
         http, self._http = self._http, None
@@ -98,6 +114,11 @@ class ModelClient:
             transport = ProbedTransport(httpx2.AsyncHTTPTransport(limits=_KEEPALIVE), connect_s)
             self._http = httpx2.AsyncClient(transport=transport, timeout=timeout, follow_redirects=True)
         return self._http
+
+
+def _server(url: str) -> tuple[str, str, int | None]:
+    parsed = httpx2.URL(url)
+    return parsed.scheme, parsed.host, parsed.port
 
 
 def _check_url(url: str) -> None:

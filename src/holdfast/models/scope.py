@@ -19,7 +19,7 @@ class RequestScope:
     """One run's attempt, as its model requests see it."""
 
     def __init__(self, tell: Tell, deadline: float) -> None:
-        """Hold the values; `step` is kept up to date by the adapter.
+        """Hold the values; `step` and `attempt` count from 1, and the adapter begins each step.
 
         Args:
             tell: Passes an event on to the run's reader.
@@ -28,6 +28,12 @@ class RequestScope:
         self.tell = tell
         self.deadline = deadline
         self.step = 0
+        self.attempt = 1
+
+    def begin_step(self) -> None:
+        """The next model response is asked for, for the first time."""
+        self.step += 1
+        self.attempt = 1
 
 
 _current: ContextVar[RequestScope | None] = ContextVar("holdfast_request_scope", default=None)
