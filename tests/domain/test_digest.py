@@ -85,6 +85,18 @@ def test_the_last_discarded_text_is_the_partial_until_something_follows(old: str
     assert shapes(digest.messages(completed=False, user="q"))[1:] == [("assistant", new, True)]
 
 
+def test_what_was_discarded_last_stands_behind_what_came_before_it() -> None:
+    """A stop in a later step's fresh start keeps both: what earlier steps said, and what was on the screen."""
+    digest = Digest([delta(0, "first "), event("tool.called", call="c", name="look", args={}), finished("c", 1)])
+    digest.feed("text.delta", delta(1, "half"))
+    digest.feed("attempt.discarded", discarded([1], []))
+    assert (digest.text(), digest.partial()) == ("first ", "first half")
+    assert [m.text for m in digest.messages(completed=False, user="q") if m.role == "assistant"] == ["first ", "half"]
+    assert [m.text for m in digest.messages(completed=True, user="q") if m.role == "assistant"] == ["first "]
+    digest.feed("text.delta", delta(2, "again"))
+    assert digest.partial() == "first again"
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=6))
 def test_every_call_in_the_history_has_a_result(calls: list[tuple[bool, bool]]) -> None:
     """P5: a history that is given to a model is valid: no call without a result, no result without a call."""

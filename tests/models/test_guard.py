@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
+from email.utils import formatdate
 
 import pytest
 import pytest_asyncio
@@ -18,12 +19,14 @@ from holdfast.config.settings import Settings
 from holdfast.models import (
     GuardedModel,
     ModelClient,
+    ModelGuard,
     ModelLimits,
     ModelStalled,
     ModelTruncated,
     RequestScope,
     in_scope,
 )
+from holdfast.models.guard import _retry_in
 from holdfast.ports.agent import AgentEvent, ModelRetried
 from holdfast.ports.probe import Probe, enter
 from holdfast.rehearsal import RehearsalServer
@@ -271,3 +274,27 @@ async def test_a_server_is_probed_before_anything_runs(server: RehearsalServer) 
     nobody = await probe_model("http://127.0.0.1:9/v1")
     assert not nobody.reachable
     assert "127.0.0.1:9" in nobody.detail
+
+
+async def test_retry_after_is_understood_in_both_forms() -> None:
+    """Seconds, or a date as HTTP writes it; a date that has passed means now."""
+
+    def wait(value: str) -> float | None:
+        error = ModelHTTPError.for_category(None, status_code=429, model_name="m", headers={"Retry-After": value})
+        return _retry_in(route, error, 1)
+
+    limits = ModelLimits.of(SETTINGS)
+    route = ModelGuard(limits).routes(TestModel(), limits)[0]
+    assert wait("7") == 7.0
+    inside = wait(formatdate(time.time() + 90, usegmt=True))
+    assert inside is not None
+    assert 80 < inside <= 91
+    assert wait(formatdate(time.time() - 90, usegmt=True)) == 0.0
+
+    async def nobody(event: AgentEvent) -> None:
+        raise AssertionError(event)
+
+    with in_scope(RequestScope(nobody, asyncio.get_running_loop().time() + 60)):
+        assert wait("59") == 59.0
+        assert wait("61") is None
+        assert wait(formatdate(time.time() + 90, usegmt=True)) is None

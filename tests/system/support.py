@@ -172,8 +172,8 @@ def frames(response: http.client.HTTPResponse) -> Iterator[tuple[str | None, str
 class Model:
     """`holdfast rehearse` in a process of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        self.http = Http(free_port())
+    def __init__(self, directory: Path, port: int = 0) -> None:
+        self.http = Http(port or free_port())
         self.url = f"http://127.0.0.1:{self.http.port}/v1"
         self.process = Process("rehearse", ["rehearse", "--port", str(self.http.port)], directory)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from pydantic_ai.exceptions import (
     ContentFilterError,
+    FallbackExceptionGroup,
     ModelAPIError,
     ModelAuthenticationError,
     ModelConnectionError,
@@ -38,6 +39,10 @@ def to_run_ended(error: Exception) -> RunEnded:
     for cause in _chain(error):
         if isinstance(cause, RunEnded):
             return cause
+    if isinstance(error, FallbackExceptionGroup):  # the agent's own FallbackModel: its last word
+        asked = [each for each in error.exceptions if isinstance(each, ModelAPIError)]
+        if asked:
+            return _model(asked[-1])
     if isinstance(error, ModelAPIError):
         return _model(error)
     match error:
