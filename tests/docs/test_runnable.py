@@ -133,10 +133,14 @@ def test_prompts_of_the_testing_page_end_as_it_says(tmp_path):
     try:
         with Client(server.url) as client:
             types, end = ending(client, "!stall after=5 for=999")
+            assert "attempt.discarded" in types
             assert (end["reason"], end["partial"]) == ("model_stalled", "t1 t2 t3 t4 t5 ")
             types, end = ending(client, "!status code=429 retry_after=0.1 times=1")
             assert "model.retried" in types
             assert end["type"] == "run.completed"
+            types, end = ending(client, "!close after=10 times=1")
+            assert "attempt.discarded" in types
+            assert (end["type"], end["output"][:3]) == ("run.completed", "t1 ")
             types, end = ending(client, "!close after=10")
             assert (end["reason"], end["partial"][-4:]) == ("model_error", "t10 ")
             types, end = ending(client, '!tool wait_for_tide {"wrong": "arguments"}\n!say and on')

@@ -1,4 +1,8 @@
-"""Whether a run would be taken now, with a reason per part. Asks; decides nothing."""
+"""Whether a run would be taken now, with a reason per part. Asks; decides nothing.
+
+The worker's part shows the breakers of its models' upstreams, and an open one does not make it unready: other agents
+may have other models, and without requests no probe would ever find the upstream again. The model's part asks itself.
+"""
 
 from __future__ import annotations
 
