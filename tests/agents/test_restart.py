@@ -244,3 +244,19 @@ async def test_a_fallback_of_the_agents_own_that_is_spent_is_the_models_failure(
     told = await tell(agent.run(context("!status code=503")))
     assert told.ended is not None
     assert (told.ended.reason, told.ended.code) == (Reason.MODEL_ERROR, "model_status_503")
+
+
+async def test_a_break_that_opens_the_breaker_is_the_runs_failure(rig: Rig) -> None:
+    """That the fresh start was refused says less than why."""
+    settings = rig.settings.model_copy(update={"breaker_failures": 1})
+    agent = PydanticAgent(rig.agent().agent, "t", settings, rig.pool)
+    ctx = context("!close after=2")
+    told = await tell(agent.run(ctx))
+    assert told.ended is not None
+    assert told.ended.code == "model_connection_lost"
+    assert rig.stats["requests"] == 1
+    assert b"t1 t2 " in ctx.recovered
+    refused = await tell(agent.run(context("!say hello")))
+    assert refused.ended is not None
+    assert (refused.ended.code, refused.ended.retryable) == ("model_breaker_open", True)
+    assert "repeat the prompt in" in refused.ended.remedy

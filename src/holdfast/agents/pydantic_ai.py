@@ -37,7 +37,7 @@ from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, history_of
 from holdfast.agents.numbering import Numbering
-from holdfast.agents.restart import LEFT_S, afresh, only_text, restartable, with_discarded
+from holdfast.agents.restart import Restarts, afresh
 from holdfast.agents.sampling import model_settings
 from holdfast.agents.tooling import Hooks, ToolRunner
 from holdfast.aio import Owner, settle
@@ -45,7 +45,7 @@ from holdfast.config.settings import Settings
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.events import bounded
 from holdfast.domain.runs import Reason
-from holdfast.models import ModelBreakerOpen, ModelGuard, RequestScope, in_scope, restart_reason
+from holdfast.models import ModelGuard, RequestScope, in_scope
 from holdfast.ports.agent import (
     AgentEvent,
     AttemptDiscarded,
@@ -158,7 +158,7 @@ class _Drive:
         self._told = False  # whether the log has the response at hand from an earlier attempt
         self._resumed: ModelResponse | None = None  # the response that an earlier attempt ended with
         self._stream: AgentStream[Any, Any] | None = None  # the response that is being shown
-        self._discarded: ModelResponse | None = None  # the one that was, where nothing was said since
+        self._restarts = Restarts(adapter.guard.limits.restarts, ctx.deadline)
 
     async def drive(self) -> None:
         """From the input, or the checkpoint, to the result; a failure is kept, a cancellation passes."""
@@ -233,21 +233,21 @@ class _Drive:
         self._told = self.hooks.replay is not None
         if not self._told:
             self.scope.begin_step()
-        restarts, broken = 0, None
+        self._restarts.begin()
         while True:
             try:
                 await self._respond_to(run, node)
             except ModelAPIError as error:
-                reason = self._restart_reason(error, node, restarts)
+                reason = self._restarts.reason(error, node, self._stream)
                 if reason is None:
-                    if broken is not None and isinstance(error, ModelBreakerOpen):
-                        raise broken from broken.__cause__  # what opened it says more
                     raise
-                broken = error
             else:
                 return node
-            node = await self._discard(run, node, reason)
-            restarts += 1
+            self._stream = None
+            node = afresh(run, node)
+            parts, calls = self._numbering.drop()
+            await self.channel.send(AttemptDiscarded(self.scope.step, reason, parts, calls))
+            self.scope.attempt += 1
 
     async def _respond_to(self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> None:
         """Stream one response; of one that is replayed, the log has everything already."""
@@ -265,29 +265,8 @@ class _Drive:
                     if self._first_at is None:
                         self._first_at = time.monotonic()
                     if isinstance(told, TextDelta):
-                        self._discarded = None
+                        self._restarts.discarded = None
                     await self.channel.send(told)
-
-    def _restart_reason(self, error: ModelAPIError, node: ModelRequestNode[Any, Any], restarts: int) -> str | None:
-        """Why the response is to be asked for anew; None where it is not, or nothing of it had come."""
-        left_s = self.ctx.deadline - asyncio.get_running_loop().time()
-        if restarts >= self.adapter.guard.limits.restarts or left_s < LEFT_S or not restartable(node):
-            return None
-        begun = self._stream is not None and bool(self._stream.response.parts)
-        return restart_reason(error) if begun else None
-
-    async def _discard(
-        self, run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any], reason: str
-    ) -> ModelRequestNode[Any, Any]:
-        """Tell readers what to drop; the node that asks again."""
-        if self._stream is not None:
-            self._discarded = only_text(self._stream.response) or self._discarded
-            self._stream = None
-        node = afresh(run, node)
-        parts, calls = self._numbering.drop()
-        await self.channel.send(AttemptDiscarded(self.scope.step, reason, parts, calls))
-        self.scope.attempt += 1
-        return node
 
     async def _tell(self, event: AgentEvent) -> None:
         """Pass an event on; a request begins only when the reader lets it, who may doubt the worker's lease."""
@@ -306,7 +285,7 @@ class _Drive:
                     await self._finished(event.part, event.content)
 
     async def _respond(self, run: AgentRun[Any, Any], response: ModelResponse) -> None:
-        self._discarded = None
+        self._restarts.discarded = None
         for done in self._numbering.end():
             await self.channel.send(done)
         self._numbering.name_calls(response)
@@ -373,7 +352,7 @@ class _Drive:
             return
         lost = RunCancelled.from_cancellation(error)
         new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
-        messages = with_discarded(self._shown(self._own(new)), self._discarded)
+        messages = self._restarts.with_discarded(self._shown(self._own(new)))
         if messages and isinstance(messages[0], ModelRequest):  # else the log knows more: the input, at least
             self.ctx.recovered = self._writer.recovered(self.scope.step, messages)
 

@@ -7,11 +7,16 @@ a new node, and the history is what it was before the broken one. Tools, toolset
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
 from pydantic_ai import AgentRun, ModelRequestNode
+from pydantic_ai.exceptions import ModelAPIError
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart
+from pydantic_ai.result import AgentStream
+
+from holdfast.models import ModelBreakerOpen, restart_reason
 
 LEFT_S: Final = 1.0  # with less time before the run's deadline a fresh start would only hide why the run failed
 
@@ -34,21 +39,60 @@ def afresh(run: AgentRun[Any, Any], node: ModelRequestNode[Any, Any]) -> ModelRe
     return replace(node, request=request)
 
 
-def restartable(node: ModelRequestNode[Any, Any]) -> bool:
-    """Whether the request is one that we can make again: not one that continues a response of an earlier run."""
-    return node._resume_suspended is None
+class Restarts:
+    """How often the response at hand was begun anew, and what was shown of it last.
+
+    Attributes:
+        discarded: What was said before, where nothing was said since.
+    """
+
+    def __init__(self, limit: int, deadline: float) -> None:
+        """Allow `limit` for each response, before `deadline` on the loop's clock."""
+        self.discarded: ModelResponse | None = None
+        self._limit = limit
+        self._deadline = deadline
+        self._count = 0
+        self._broken: ModelAPIError | None = None
+
+    def begin(self) -> None:
+        """The next response is asked for."""
+        self._count, self._broken = 0, None
+
+    def reason(
+        self, error: ModelAPIError, node: ModelRequestNode[Any, Any], stream: AgentStream[Any, Any] | None
+    ) -> str | None:
+        """Why the response is to be asked for anew; None where the failure is the run's.
+
+        Not before anything of it has come, where repeating it was the guard's; nor a request that continues the
+        response of an earlier run.
+
+        Raises:
+            ModelAPIError: What broke the response before, where that has opened the breaker, which says less.
+        """
+        shown = None if stream is None else stream.response
+        if shown is None or not shown.parts:
+            if self._broken is not None and isinstance(error, ModelBreakerOpen):
+                raise self._broken from self._broken.__cause__
+            return None
+        left_s = self._deadline - asyncio.get_running_loop().time()
+        if self._count >= self._limit or left_s < LEFT_S or node._resume_suspended is not None:
+            return None
+        reason = restart_reason(error)
+        if reason is not None:
+            self._count += 1
+            self._broken = error
+            self.discarded = _only_text(shown) or self.discarded
+        return reason
+
+    def with_discarded(self, messages: list[ModelMessage]) -> list[ModelMessage]:
+        """`messages` with the answer that was discarded last, where nothing was said since: the reader saw it."""
+        if self.discarded is None or not messages:
+            return messages
+        kept = messages[:-1] if isinstance(messages[-1], ModelResponse) else messages
+        return [*kept, self.discarded]
 
 
-def only_text(response: ModelResponse) -> ModelResponse | None:
-    """What was said in a response that was discarded, as an interrupted one; None if nothing was."""
+def _only_text(response: ModelResponse) -> ModelResponse | None:
+    """What was said in a response that is discarded, as an interrupted one; None if nothing was."""
     said = [part for part in response.parts if isinstance(part, TextPart) and part.content]
     return replace(response, parts=said, state="interrupted") if said else None
-
-
-def with_discarded(messages: list[ModelMessage], discarded: ModelResponse | None) -> list[ModelMessage]:
-    """`messages` with the answer that was discarded last, where nothing was said since: the reader saw it."""
-    if discarded is None or not messages:
-        return messages
-    last = messages[-1]
-    kept = messages[:-1] if isinstance(last, ModelResponse) else messages
-    return [*kept, discarded]
