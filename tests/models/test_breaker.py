@@ -180,7 +180,12 @@ def test_which_failures_are_the_upstreams() -> None:
         ModelStalled("m", "model_idle_timeout", 1),
     ]
     assert all(is_upstreams(error) for error in theirs)
-    ours = [ModelHTTPError(408, "m"), ModelStalled("m", "model_request_timeout", 1), ModelBadResponse("m", "?")]
+    ours = [
+        ModelConnectionError("m", "our own pool is full", phase="pool"),
+        ModelHTTPError(408, "m"),
+        ModelStalled("m", "model_request_timeout", 1),
+        ModelBadResponse("m", "?"),
+    ]
     assert not any(is_upstreams(error) for error in ours)
 
 

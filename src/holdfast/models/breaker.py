@@ -203,4 +203,6 @@ def is_upstreams(error: BaseException) -> bool:
         return error.status_code >= 500
     if isinstance(error, BaseExceptionGroup):  # of a FallbackModel: all that it could ask
         return all(is_upstreams(each) for each in error.exceptions)
-    return isinstance(error, ModelTruncated | ModelConnectionError)
+    if isinstance(error, ModelConnectionError):
+        return error.phase != "pool"  # that was our own limit on connections
+    return isinstance(error, ModelTruncated)
