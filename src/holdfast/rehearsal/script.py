@@ -8,6 +8,7 @@ options below show their defaults, except that `!status` sends no Retry-After an
     !think n=20 rate=50       reasoning tokens `r1 r2 r3 `
     !tool name {"json": 1}    a tool call; the arguments are `{}` when absent
     !tool_raw name text       a tool call whose arguments are the text as it is, JSON or not
+    !tool_part name {"json": 1}              half of a tool call; the next line happens inside its arguments
     !first_token delay=5      silence after the headers
     !slow_headers for=5       silence before the headers
     !stall after=10 for=999   tokens, then silence
@@ -15,8 +16,9 @@ options below show their defaults, except that `!status` sends no Retry-After an
     !close after=10           tokens, then the connection is dropped
     !truncate after=10        tokens, then a clean end without finish_reason and [DONE]
     !bad_json after=5         tokens, then a chunk that is not JSON; the script goes on
-    !error_in_stream after=5  tokens, then an error chunk
+    !error_in_stream after=5 error=word      tokens, then an error chunk; `error` is its code
     !status code=429 retry_after=2 times=1   an HTTP error, the first `times` times these messages are seen
+    !status code=400 error=word above=500    the same with this code, where the messages have more words than that
     !usage prompt=10 completion=20           the usage to report
 
 Every line that emits tokens takes `rate`. Consecutive `!tool` lines are parallel calls of one response; whatever
@@ -30,6 +32,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -48,6 +51,7 @@ from holdfast.rehearsal.steps import (
     Think,
     Tokens,
     Tool,
+    ToolPart,
     Usage,
 )
 
@@ -61,6 +65,7 @@ LINES_MAX = 1000
 TOKENS_ALONE = 10
 
 _DIRECTIVE = re.compile(r"!([A-Za-z_]\S*)")
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -101,12 +106,25 @@ class _Option:
         return value
 
 
-_Values = Mapping[str, float]
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word that a directive takes, such as an error's code."""
+
+    default: str | None
+
+    def read(self, name: str, text: str) -> str:
+        """The word itself, or the problem with it."""
+        if not _WORD.fullmatch(text):
+            raise _Problem(f"{name}={text[:40]} is not a word of letters, digits, _, . and -")
+        return text
+
+
+_Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    options: Mapping[str, _Option]
+    options: Mapping[str, _Option | _Word]
     build: Callable[[_Values], Step]
 
 
@@ -139,14 +157,21 @@ _FORMS: Mapping[str, _Form] = {
         lambda v: Cut(int(v["after"]), "truncate", v["rate"]),
     ),
     "bad_json": _Form({"after": _tokens(5), "rate": _RATE}, lambda v: BadJson(int(v["after"]), v["rate"])),
-    "error_in_stream": _Form({"after": _tokens(5), "rate": _RATE}, lambda v: StreamError(int(v["after"]), v["rate"])),
+    "error_in_stream": _Form(
+        {"after": _tokens(5), "error": _Word("rehearsal_error"), "rate": _RATE},
+        lambda v: StreamError(int(v["after"]), v["rate"], v["error"]),
+    ),
     "status": _Form(
         {
             "code": _Option(429, 400, 599, whole=True),
             "retry_after": _Option(None, 0, DELAY_S_MAX),
             "times": _Option(None, 0, 1_000_000, whole=True),
+            "error": _Word("rehearsal_status"),
+            "above": _Option(None, 0, 1_000_000_000, whole=True),
         },
-        lambda v: Status(int(v["code"]), v.get("retry_after"), int(v["times"]) if "times" in v else None, 0),
+        lambda v: Status(
+            int(v["code"]), v.get("retry_after"), _int(v.get("times")), 0, v["error"], _int(v.get("above"))
+        ),
     ),
     "usage": _Form(
         {
@@ -157,7 +182,7 @@ _FORMS: Mapping[str, _Form] = {
     ),
 }
 
-DIRECTIVES: tuple[str, ...] = ("say", "tool", "tool_raw", *_FORMS)
+DIRECTIVES: tuple[str, ...] = ("say", "tool", "tool_raw", "tool_part", *_FORMS)
 
 
 def parse(message: str) -> tuple[Segment, ...] | None:
@@ -193,15 +218,20 @@ def parse(message: str) -> tuple[Segment, ...] | None:
     return tuple(_finish(steps) for steps in segments)
 
 
+def _int(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
 def _read(name: str, rest: str) -> Step:
     if name == "say":
         return _read_say(rest)
-    if name in {"tool", "tool_raw"}:
-        return _read_tool(rest, raw=name == "tool_raw")
+    if name in {"tool", "tool_raw", "tool_part"}:
+        tool = _read_tool(rest, raw=name == "tool_raw")
+        return ToolPart(tool.name, tool.args) if name == "tool_part" else tool
     form = _FORMS.get(name)
     if form is None:
         raise _Problem(f"unknown directive !{name[:40]}; known are !" + ", !".join(DIRECTIVES))
-    values = {key: opt.default for key, opt in form.options.items() if opt.default is not None}
+    values: dict[str, Any] = {key: opt.default for key, opt in form.options.items() if opt.default is not None}
     for word in rest.split():
         key, equals, text = word.partition("=")
         if not equals or key not in form.options:
@@ -211,7 +241,7 @@ def _read(name: str, rest: str) -> Step:
 
 
 def _takes(form: _Form) -> str:
-    return ", ".join(f"{key}=<number>" for key in form.options)
+    return ", ".join(f"{key}=<{'word' if isinstance(opt, _Word) else 'number'}>" for key, opt in form.options.items())
 
 
 def _read_say(rest: str) -> Say:
@@ -286,7 +316,7 @@ def _cost(step: Step) -> tuple[int, float]:
             return n, n / rate
         case FirstToken(seconds=seconds) | SlowHeaders(seconds=seconds):
             return 0, seconds
-        case Tool() | Status() | Usage():
+        case Tool() | ToolPart() | Status() | Usage():
             return 0, 0.0
 
 
@@ -296,7 +326,7 @@ def _finish(steps: Sequence[Step]) -> Segment:
     body = [step for step in steps if not isinstance(step, SlowHeaders | Status)]
     if all(isinstance(step, FirstToken | Usage) for step in body):
         body.append(Tokens(TOKENS_ALONE, RATE))
-    texts = [at for at, step in enumerate(body) if not isinstance(step, Think | Tool | Usage | FirstToken)]
+    texts = [at for at, step in enumerate(body) if not isinstance(step, Think | Tool | ToolPart | Usage | FirstToken)]
     for at in texts[:-1]:
         step = body[at]
         if isinstance(step, Say):
