@@ -1,12 +1,13 @@
 """A conversation that is too large for its model is compacted once; what counts is kept, and the rest is said."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.exceptions import ModelContextWindowExceededError, ModelHTTPError, UnexpectedModelBehavior
 from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
@@ -19,6 +20,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from holdfast.agents.compaction import WHY, compact, is_overflow, size_of
 from holdfast.domain.messages import HistoryEntry, Message
@@ -294,3 +296,33 @@ async def test_prompt_that_is_too_large_alone_ends_at_once(rig: Rig, line: str) 
     assert (told.ended.reason, told.ended.code) == ("model_error", "model_context_window")
     assert rig.stats["requests"] == 1
     assert told.of(Degraded, ModelRetried) == []
+
+
+async def test_stream_that_ends_before_its_first_chunk_is_asked_for_its_reason(rig: Rig) -> None:
+    """llama.cpp's Python server refuses a request that is too large by hanging up; only a whole answer says why."""
+    asked: list[tuple[str, int, Any]] = []
+
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        asked.append(("stream", len(messages), (info.model_settings or {}).get("max_tokens")))
+        if size_of(messages) > 5000:
+            raise UnexpectedModelBehavior("Streamed response ended without content or tool calls")
+        yield "fits"
+
+    async def whole(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        asked.append(("whole", len(messages), (info.model_settings or {}).get("max_tokens")))
+        body = {"message": "maximum context length is 10 tokens", "code": "context_length_exceeded"}
+        raise ModelHTTPError.for_category(ModelContextWindowExceededError, status_code=400, model_name="m", body=body)
+
+    rig.model = FunctionModel(whole, stream_function=stream)
+    told = await rig.run("now?", history=earlier(400))
+    assert told.result.output == "fits"
+    assert asked == [("stream", 7, None), ("whole", 7, 1), ("stream", 7, None)]
+    assert [event.reason for event in told.of(ModelRetried)] == ["empty_stream", "context_window"]
+
+
+async def test_stream_that_ends_before_its_first_chunk_for_no_reason_ends_as_that(rig: Rig) -> None:
+    """Nothing is left out of a conversation that fits."""
+    told = await rig.run("!truncate after=0", history=earlier(200))
+    assert told.ended is not None
+    assert told.ended.code == "model_bad_response"
+    assert told.of(Degraded) == []

@@ -17,13 +17,19 @@ would do, if every character were worth the same; only one repetition is allowed
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from pydantic_ai import RunContext
-from pydantic_ai.exceptions import ModelAPIError, ModelContextWindowExceededError, ModelHTTPError
+from pydantic_ai.exceptions import (
+    ModelAPIError,
+    ModelConnectionError,
+    ModelContextWindowExceededError,
+    ModelHTTPError,
+)
 from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
@@ -41,6 +47,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from holdfast.agents.convert import NO_TIME
+from holdfast.models import GuardedModel, ModelBadResponse
 from holdfast.models.scope import current_scope
 from holdfast.ports.agent import Degraded, ModelRequested, ModelRetried
 
@@ -49,6 +56,7 @@ SHRINK_MIN: Final = 0.95  # what saves less is not worth a request
 HEAD: Final = 400  # characters that an abbreviated text keeps
 FILE_CHARS: Final = 4 / 3  # of a byte, in base64
 WHY: Final = "to fit the model's context window"
+NO_CHUNK: Final = "ended without content"  # pydantic-ai's words for a stream that had no chunk at all
 # Servers that say it in words which pydantic-ai does not know: llama.cpp's, LM Studio's, and others behind gateways.
 _TYPES: Final = frozenset({"exceed_context_size_error"})
 _PHRASES: Final = ("exceeds the available context size", "context length exceeded", "context window exceeded")
@@ -121,7 +129,8 @@ class CompactingModel(WrapperModel):
             try:
                 stream = await opened(sent)
             except ModelAPIError as error:
-                sent = await self._smaller(error, messages, sent)
+                why = await self._why(error, sent, model_settings, model_request_parameters)
+                sent = await self._smaller(why, messages, sent)
                 try:
                     stream = await opened(sent)
                 except ModelAPIError as again:
@@ -137,6 +146,40 @@ class CompactingModel(WrapperModel):
         await _tell(compacted)
         return compacted.messages
 
+    async def _why(
+        self,
+        error: ModelAPIError,
+        sent: list[ModelMessage],
+        settings: ModelSettings | None,
+        given: ModelRequestParameters,
+    ) -> ModelAPIError:
+        """The failure itself, or of a stream without a single chunk what the server says of one that is whole.
+
+        llama.cpp's Python server checks the size of a streamed request after it has sent its headers, and can then only
+        hang up. One token is asked for, so that a request that is dropped does not run on for long.
+        """
+        guard = self.wrapped
+        if (
+            not isinstance(error, ModelBadResponse)
+            or NO_CHUNK not in error.message
+            or not isinstance(guard, GuardedModel)
+        ):
+            return error
+        await _tell_retry("empty_stream", self.model_name)
+        one = cast(ModelSettings, {**(settings or {}), "max_tokens": 1, "max_retries": 0})
+        for _ in range(
+            2
+        ):  # such a server drops the connection behind its refusal, which may be in the pool again by then
+            try:
+                async with asyncio.timeout(guard.limits.first_content_s):
+                    await guard.wrapped.request(sent, one, given)
+            except ModelConnectionError:
+                continue
+            except Exception as said:  # noqa: BLE001 - what else goes wrong here, the first failure is the run's
+                return said if isinstance(said, ModelAPIError) and is_overflow(said) else error
+            return error
+        return error
+
     async def _smaller(
         self, error: ModelAPIError, messages: list[ModelMessage], sent: list[ModelMessage]
     ) -> list[ModelMessage]:
@@ -147,10 +190,7 @@ class CompactingModel(WrapperModel):
         if compacted is None:
             raise _named(error)
         await _tell(compacted)
-        scope = current_scope()
-        if scope is not None:
-            await scope.tell(ModelRetried(scope.step, 1, "context_window", 0))
-            await scope.tell(ModelRequested(scope.step, self.model_name, 2))
+        await _tell_retry("context_window", self.model_name)
         return compacted.messages
 
 
@@ -337,6 +377,13 @@ async def _tell(compacted: Compacted) -> None:
     if scope is not None:
         why = f"the model's context window was exceeded: {compacted.touched} messages of {compacted.of} were compacted"
         await scope.tell(Degraded("context", why))
+
+
+async def _tell_retry(reason: str, model_name: str) -> None:
+    scope = current_scope()
+    if scope is not None:
+        await scope.tell(ModelRetried(scope.step, 1, reason, 0))
+        await scope.tell(ModelRequested(scope.step, model_name, 2))
 
 
 def _named(error: ModelAPIError) -> ModelAPIError:
