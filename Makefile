@@ -61,6 +61,10 @@ chaos: install ## Kill, pause and starve real processes, at full size (long)
 bench: install ## Measure latency, throughput and what comes back to baseline
 	$(BIN)/python -m bench
 
+.PHONY: faults
+faults: install ## Try every fault of a model against every limit, and rewrite the table of docs/faults.md
+	$(BIN)/python -m tests.system.faults
+
 ##@ Tend
 
 .PHONY: format

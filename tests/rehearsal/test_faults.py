@@ -81,6 +81,29 @@ async def test_error_in_stream_is_an_error_chunk_and_the_end(server: RehearsalSe
     assert response.done
 
 
+async def test_error_has_the_code_that_the_script_gives_it(server: RehearsalServer) -> None:
+    """Clients sort errors by their code, in the headers and in the stream."""
+    streamed = await play(server, "!error_in_stream after=0 error=context_length_exceeded")
+    refused = await play(server, "!status code=400 error=context_length_exceeded")
+    assert streamed.chunks[-1]["error"]["code"] == refused.json["error"]["code"] == "context_length_exceeded"
+
+
+async def test_status_above_a_size_is_a_context_window(server: RehearsalServer) -> None:
+    """A client that sends less is answered: that is how a conversation that was compacted is told from a whole one."""
+    script = ("!status code=400 error=context_length_exceeded above=20", "!say fits")
+    assert (await play(server, *script)).text == "fits"
+    assert (await play(server, "word " * 30, *script)).status == 400
+
+
+async def test_part_of_a_tool_call_holds_the_fault_that_follows(server: RehearsalServer) -> None:
+    """A model that stalls or breaks inside its arguments leaves half a call, which must not be run."""
+    response = await play(server, '!tool_part get {"key": "a value"}', "!close after=0")
+    args = "".join(delta["tool_calls"][0]["function"]["arguments"] for delta in response.deltas)
+    assert args == '{"key": "a value"}'[: len(args)]
+    assert 0 < len(args) < 18
+    assert (response.complete, response.finish) == (False, None)
+
+
 async def test_faults_begin_at_once_without_tokens(server: RehearsalServer) -> None:
     """after=0 is the fault alone."""
     closed = await play(server, "!close after=0")

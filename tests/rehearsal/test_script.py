@@ -23,6 +23,7 @@ from holdfast.rehearsal.steps import (
     Think,
     Tokens,
     Tool,
+    ToolPart,
     Usage,
 )
 
@@ -48,6 +49,7 @@ def pieces(*lines: str) -> list[tuple[float, Piece]]:
         ('!tool get {"a": 1}', Tool("get", '{"a": 1}')),
         ("!tool get", Tool("get", "{}")),
         ("!tool_raw get {not json", Tool("get", "{not json")),
+        ('!tool_part get {"a": 1}', ToolPart("get", '{"a": 1}')),
         ("!first_token delay=0.5", FirstToken(0.5)),
         ("!slow_headers for=2", SlowHeaders(2)),
         ("!stall after=1 for=2", Stall(1, 2, 50)),
@@ -57,9 +59,11 @@ def pieces(*lines: str) -> list[tuple[float, Piece]]:
         ("!bad_json", BadJson(5, 50)),
         ("!error_in_stream after=0", StreamError(0, 50)),
         ("!status code=503 retry_after=0.5 times=2", Status(503, 0.5, 2, line=1)),
+        ("!error_in_stream after=0 error=busy", StreamError(0, 50, "busy")),
         ("!status code=401", Status(401, None, None, line=1)),
         ("!close after=4 times=2", Cut(4, "close", 50, times=2, line=1)),
         ("!stall after=4 for=2 times=0", Stall(4, 2, 50, times=0, line=1)),
+        ("!status code=400 error=too_long above=9", Status(400, None, None, 1, "too_long", 9)),
         ("!usage prompt=7 completion=8", Usage(7, 8)),
     ],
 )
@@ -97,6 +101,8 @@ def test_every_directive_is_documented_by_the_parser() -> None:
         ("!tool", "!tool needs the name of a tool"),
         ("!tool get {bad", "the arguments of get are not JSON"),
         ("!tool get [1]", "must be a JSON object"),
+        ("!status error=a/b", "error=a/b is not a word"),
+        ("!status errors=ab", "it takes code=<number>, retry_after=<number>, times=<number>, error=<word>"),
         ("!status code=200", "code=200 is not a whole number from 400 to 599"),
         ("!close\n!say more", "line 2: this line can never run"),
         ("!tokens n=1\n!status code=500", "line 2: too late: the headers are out"),

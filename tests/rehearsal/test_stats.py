@@ -36,6 +36,18 @@ async def test_reset_keeps_what_is_open(server: RehearsalServer) -> None:
         assert (await eventually(server, lambda seen: seen["open"] == 0))["client_disconnects"] == 1
 
 
+async def test_open_requests_are_named_by_their_prompts(server: RehearsalServer) -> None:
+    """With many runs at once, each can see when its own connection was closed."""
+    async with connected(server) as (_, writer):
+        writer.write(request_bytes("POST", "/v1/chat/completions", json.dumps(ask("mine", "!stall for=60")).encode()))
+        await eventually(server, lambda seen: seen["open"] == 1)
+        assert (await stats(server, "?open=1"))["open_prompts"] == ["mine\n!stall for=60"]
+        writer.close()
+        await eventually(server, lambda seen: seen["open"] == 0)
+    assert (await stats(server, "?open=1"))["open_prompts"] == []
+    assert "open_prompts" not in await stats(server)
+
+
 async def test_reset_forgets_the_times_of_a_status(server: RehearsalServer) -> None:
     """The same test can run twice against one server."""
     script = ("!status code=429 times=1", "!say ok")

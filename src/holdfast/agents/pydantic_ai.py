@@ -179,6 +179,7 @@ class _Drive:
     async def _iterate(self) -> None:
         ctx, adapter = self.ctx, self.adapter
         past = history_of(ctx.history)
+        self.hooks.compactor.since = len(past)
         prompt, past = self._start(past)
         async with adapter.agent.iter(
             prompt,

@@ -19,7 +19,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pydantic_core
@@ -40,6 +40,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.tools import ToolDenied
 
 from holdfast.agents.checkpoint import Finished
+from holdfast.agents.compaction import CompactingModel, Compactor
 from holdfast.aio import Owner, settle
 from holdfast.domain.errors import RunEnded
 from holdfast.models import GuardedModel, ModelGuard
@@ -169,6 +170,7 @@ class Hooks(AbstractCapability[Any]):
     tools: ToolRunner
     guard: ModelGuard
     replay: ModelResponse | None = None
+    compactor: Compactor = field(default_factory=Compactor)
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """Guard whichever model serves the request: the agent's own, --model, a fallback, a test's override."""
@@ -177,7 +179,7 @@ class Hooks(AbstractCapability[Any]):
             if isinstance(inner, GuardedModel):
                 return None
             inner = inner.wrapped
-        return GuardedModel(model, self.guard.limits, self.guard)
+        return CompactingModel(GuardedModel(model, self.guard.limits, self.guard), self.compactor)
 
     async def wrap_model_request(
         self,

@@ -25,6 +25,7 @@ from holdfast.rehearsal.steps import (
     Think,
     Tokens,
     Tool,
+    ToolPart,
     Usage,
 )
 
@@ -99,6 +100,7 @@ class Ending:
     """An end that is not the normal one; nothing follows."""
 
     kind: Literal["close", "truncate", "error"]
+    error: str = ""
 
 
 Piece: TypeAlias = Text | Thought | CallStart | CallArgs | Comment | Garbage | Finish | Ending
@@ -151,7 +153,7 @@ class Answer:
                 yield from self._tokens(n, rate)
             case Think(n=n, rate=rate):
                 yield from self._think(n, rate)
-            case Tool():
+            case Tool() | ToolPart():
                 yield from self._call(step)
             case FirstToken(seconds=seconds) | SlowHeaders(seconds=seconds):
                 self._pause(seconds)
@@ -166,9 +168,9 @@ class Answer:
             case BadJson(after=n, rate=rate):
                 yield from self._tokens(n, rate)
                 yield self._now, Garbage()
-            case StreamError(after=n, rate=rate):
+            case StreamError(after=n, rate=rate, error=error):
                 yield from self._tokens(n, rate)
-                yield self._now, Ending("error")
+                yield self._now, Ending("error", error)
             case Usage():
                 self._reported = step
             case Status():
@@ -209,12 +211,13 @@ class Answer:
         self._now = start
         self._pause(step.seconds)
 
-    def _call(self, step: Tool) -> Iterator[Timed]:
+    def _call(self, step: Tool | ToolPart) -> Iterator[Timed]:
         index = self._calls
         self._calls += 1
         yield self._pace(CALL_RATE), CallStart(index, f"{self._call_prefix}_{index + 1}", step.name)
         length = len(step.args)
         size = max(1, min(-(-length // 2), max(CALL_PIECE_CHARS, -(-length // CALL_PIECES_MAX))))
-        for at in range(0, length, size):
+        end = length if isinstance(step, Tool) else max(1, length // 2)
+        for at in range(0, end, size):
             self._args += 1
-            yield self._pace(CALL_RATE), CallArgs(index, step.args[at : at + size])
+            yield self._pace(CALL_RATE), CallArgs(index, step.args[at : min(at + size, end)])

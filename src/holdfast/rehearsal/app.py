@@ -2,7 +2,8 @@
 
     POST /v1/chat/completions    streamed and not
     GET /v1/models               not counted
-    GET, DELETE /_stats          the counters, and a reset; ?requests=1 adds the last requests themselves
+    GET, DELETE /_stats          the counters, and a reset; ?requests=1 adds the last requests themselves,
+                                 ?open=1 the prompts of those that are open
 
 Plain ASGI and no framework: a rehearsal has to hold headers back, to stop in the middle of a body and to see the
 client leave before its first byte, and each of these is one ASGI message here.
@@ -44,6 +45,7 @@ from holdfast.rehearsal.wire import (
 __all__ = ["RehearsalApp", "create_app"]
 
 OPEN_MAX = 2000
+PROMPT_CHARS_MAX = 1000
 COMPLETIONS = "/v1/chat/completions"
 PATHS = {COMPLETIONS: ("POST",), "/v1/models": ("GET",), "/_stats": ("GET", "DELETE")}
 CLOSE = (b"connection", b"close")
@@ -111,8 +113,11 @@ class RehearsalApp:
         """Answer what is not a completion."""
         match method, path:
             case "GET", "/_stats":
-                asked = b"requests=1" in query.split(b"&")
-                await reply(exchange, 200, encode(self.stats.snapshot(requests=asked)))
+                asked = query.split(b"&")
+                shown = self.stats.snapshot(requests=b"requests=1" in asked)
+                if b"open=1" in asked:
+                    shown["open_prompts"] = [other.prompt for other in self._open if other.prompt is not None]
+                await reply(exchange, 200, encode(shown))
             case "DELETE", "/_stats":
                 self.stats.reset()
                 await reply(exchange, 200, encode(self.stats.snapshot(requests=False)))
@@ -148,6 +153,7 @@ class RehearsalApp:
             await _refuse(exchange, 400, f"rehearsal script: {error}", "invalid_script")
         else:
             self.stats.keep(body)
+            exchange.prompt = request.prompt[:PROMPT_CHARS_MAX]
             await self._perform(exchange, request, segment)
 
     async def _perform(self, exchange: Exchange, request: Request, segment: Segment) -> None:
@@ -156,6 +162,8 @@ class RehearsalApp:
             match step:
                 case SlowHeaders(seconds=seconds):
                     await exchange.pause(seconds)
+                case Status() if step.above is not None and request.prompt_tokens <= step.above:
+                    pass
                 case Status():
                     seen = self.stats.repeat(request.digest, step.line)
                     if step.times is None or seen < step.times:
@@ -195,7 +203,7 @@ async def _fail(exchange: Exchange, step: Status, nth: int) -> None:
     headers = []
     if step.retry_after is not None:
         headers.append((b"retry-after", f"{step.retry_after:.7g}".encode()))
-    error = error_body(message, kinds.get(step.code, default), "rehearsal_status")
+    error = error_body(message, kinds.get(step.code, default), step.error)
     await reply(exchange, step.code, encode(error), *headers)
 
 

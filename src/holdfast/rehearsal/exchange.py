@@ -52,6 +52,7 @@ class Exchange:
 
     def __init__(self, receive: Receive, send: Send, owner: Owner) -> None:
         """Take the two ends of an ASGI connection and the owner of the task that watches it."""
+        self.prompt: str | None = None  # of a completion, once it is known
         self._receive = receive
         self._send = send
         self._owner = owner

@@ -71,7 +71,7 @@ async def play_body(exchange: Exchange, answer: Answer, body: Body) -> None:
             await exchange.start(200, [JSON, _length(whole)])
             await exchange.write(whole[: len(whole) // 2])
         case "error":
-            error = error_body(STREAM_ERROR, "server_error", "rehearsal_error")
+            error = error_body(STREAM_ERROR, "server_error", ending.error if ending else None)
             await reply(exchange, 500, encode(error))
 
 

@@ -9,6 +9,7 @@ a fault with `after` takes `times` too: after so many times its line is passed o
     !think n=20 rate=50       reasoning tokens `r1 r2 r3 `
     !tool name {"json": 1}    a tool call; the arguments are `{}` when absent
     !tool_raw name text       a tool call whose arguments are the text as it is, JSON or not
+    !tool_part name {"json": 1}              half of a tool call; the next line happens inside its arguments
     !first_token delay=5      silence after the headers
     !slow_headers for=5       silence before the headers
     !stall after=10 for=999   tokens, then silence
@@ -16,8 +17,9 @@ a fault with `after` takes `times` too: after so many times its line is passed o
     !close after=10           tokens, then the connection is dropped
     !truncate after=10        tokens, then a clean end without finish_reason and [DONE]
     !bad_json after=5         tokens, then a chunk that is not JSON; the script goes on
-    !error_in_stream after=5  tokens, then an error chunk
+    !error_in_stream after=5 error=word      tokens, then an error chunk; `error` is its code
     !status code=429 retry_after=2 times=1   an HTTP error, the first `times` times these messages are seen
+    !status code=400 error=word above=500    the same with this code, where the messages have more words than that
     !usage prompt=10 completion=20           the usage to report
 
 Every line that emits tokens takes `rate`. Consecutive `!tool` lines are parallel calls of one response; whatever
@@ -31,6 +33,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -50,6 +53,7 @@ from holdfast.rehearsal.steps import (
     Think,
     Tokens,
     Tool,
+    ToolPart,
     Usage,
 )
 
@@ -63,6 +67,7 @@ LINES_MAX = 1000
 TOKENS_ALONE = 10
 
 _DIRECTIVE = re.compile(r"!([A-Za-z_]\S*)")
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -103,12 +108,25 @@ class _Option:
         return value
 
 
-_Values = Mapping[str, float]
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word that a directive takes, such as an error's code."""
+
+    default: str | None
+
+    def read(self, name: str, text: str) -> str:
+        """The word itself, or the problem with it."""
+        if not _WORD.fullmatch(text):
+            raise _Problem(f"{name}={text[:40]} is not a word of letters, digits, _, . and -")
+        return text
+
+
+_Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    options: Mapping[str, _Option]
+    options: Mapping[str, _Option | _Word]
     build: Callable[[_Values], Step]
 
 
@@ -125,11 +143,11 @@ _TIMES = _Option(None, 0, 1_000_000, whole=True)
 
 
 def _times(values: _Values) -> int | None:
-    return int(values["times"]) if "times" in values else None
+    return _int(values.get("times"))
 
 
 def _fault(
-    after: int, build: Callable[[int, float, _Values], Step], more: Mapping[str, _Option] | None = None
+    after: int, build: Callable[[int, float, _Values], Step], more: Mapping[str, _Option | _Word] | None = None
 ) -> _Form:
     """The form of a fault: it comes after some tokens at some rate, and may pass after some times."""
     options = {"after": _tokens(after), **(more or {}), "rate": _RATE, "times": _TIMES}
@@ -150,14 +168,18 @@ _FORMS: Mapping[str, _Form] = {
     "close": _fault(10, lambda n, rate, v: Cut(n, "close", rate, _times(v))),
     "truncate": _fault(10, lambda n, rate, v: Cut(n, "truncate", rate, _times(v))),
     "bad_json": _fault(5, lambda n, rate, v: BadJson(n, rate, _times(v))),
-    "error_in_stream": _fault(5, lambda n, rate, v: StreamError(n, rate, _times(v))),
+    "error_in_stream": _fault(
+        5, lambda n, rate, v: StreamError(n, rate, v["error"], _times(v)), {"error": _Word("rehearsal_error")}
+    ),
     "status": _Form(
         {
             "code": _Option(429, 400, 599, whole=True),
             "retry_after": _Option(None, 0, DELAY_S_MAX),
             "times": _TIMES,
+            "error": _Word("rehearsal_status"),
+            "above": _Option(None, 0, 1_000_000_000, whole=True),
         },
-        lambda v: Status(int(v["code"]), v.get("retry_after"), _times(v), 0),
+        lambda v: Status(int(v["code"]), v.get("retry_after"), _times(v), 0, v["error"], _int(v.get("above"))),
     ),
     "usage": _Form(
         {
@@ -168,7 +190,7 @@ _FORMS: Mapping[str, _Form] = {
     ),
 }
 
-DIRECTIVES: tuple[str, ...] = ("say", "tool", "tool_raw", *_FORMS)
+DIRECTIVES: tuple[str, ...] = ("say", "tool", "tool_raw", "tool_part", *_FORMS)
 
 
 def parse(message: str) -> tuple[Segment, ...] | None:
@@ -204,15 +226,20 @@ def parse(message: str) -> tuple[Segment, ...] | None:
     return tuple(_finish(steps) for steps in segments)
 
 
+def _int(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
 def _read(name: str, rest: str) -> Step:
     if name == "say":
         return _read_say(rest)
-    if name in {"tool", "tool_raw"}:
-        return _read_tool(rest, raw=name == "tool_raw")
+    if name in {"tool", "tool_raw", "tool_part"}:
+        tool = _read_tool(rest, raw=name == "tool_raw")
+        return ToolPart(tool.name, tool.args) if name == "tool_part" else tool
     form = _FORMS.get(name)
     if form is None:
         raise _Problem(f"unknown directive !{name[:40]}; known are !" + ", !".join(DIRECTIVES))
-    values = {key: opt.default for key, opt in form.options.items() if opt.default is not None}
+    values: dict[str, Any] = {key: opt.default for key, opt in form.options.items() if opt.default is not None}
     for word in rest.split():
         key, equals, text = word.partition("=")
         if not equals or key not in form.options:
@@ -222,7 +249,7 @@ def _read(name: str, rest: str) -> Step:
 
 
 def _takes(form: _Form) -> str:
-    return ", ".join(f"{key}=<number>" for key in form.options)
+    return ", ".join(f"{key}=<{'word' if isinstance(opt, _Word) else 'number'}>" for key, opt in form.options.items())
 
 
 def _read_say(rest: str) -> Say:
@@ -297,7 +324,7 @@ def _cost(step: Step) -> tuple[int, float]:
             return n, n / rate
         case FirstToken(seconds=seconds) | SlowHeaders(seconds=seconds):
             return 0, seconds
-        case Tool() | Status() | Usage():
+        case Tool() | ToolPart() | Status() | Usage():
             return 0, 0.0
 
 
@@ -312,7 +339,7 @@ def _finish(steps: Sequence[Step]) -> Segment:
     body = [step for step in steps if not isinstance(step, SlowHeaders | Status)]
     if says_nothing(body):
         body.append(Tokens(TOKENS_ALONE, RATE))
-    texts = [at for at, step in enumerate(body) if not isinstance(step, Think | Tool | Usage | FirstToken)]
+    texts = [at for at, step in enumerate(body) if not isinstance(step, Think | Tool | ToolPart | Usage | FirstToken)]
     for at in texts[:-1]:
         step = body[at]
         if isinstance(step, Say):

@@ -24,6 +24,7 @@ __all__ = [
     "Think",
     "Tokens",
     "Tool",
+    "ToolPart",
     "Usage",
 ]
 
@@ -55,6 +56,14 @@ class Think:
 @dataclass(frozen=True, slots=True)
 class Tool:
     """Call the tool `name`; `args` is the text of the arguments, as the model would write it."""
+
+    name: str
+    args: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPart:
+    """Begin to call the tool `name`, and break off in the middle of `args`; what follows happens there."""
 
     name: str
     args: str
@@ -120,22 +129,28 @@ class BadJson:
 
 @dataclass(frozen=True, slots=True)
 class StreamError:
-    """Emit `after` tokens, then an error chunk, and end."""
+    """Emit `after` tokens, then an error chunk with this code, and end."""
 
     after: int
     rate: float
+    error: str = "rehearsal_error"
     times: int | None = None
     line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer with an error status, the first `times` times these messages are seen (None: always)."""
+    """Answer with an error status, the first `times` times these messages are seen (None: always).
+
+    With `above`, only where the messages have more words than that, as a context window has it.
+    """
 
     code: int
     retry_after: float | None
     times: int | None
     line: int
+    error: str = "rehearsal_status"
+    above: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +169,7 @@ Step: TypeAlias = (
     | Tokens
     | Think
     | Tool
+    | ToolPart
     | FirstToken
     | SlowHeaders
     | Stall
@@ -176,4 +192,4 @@ class Segment:
     @property
     def calls(self) -> int:
         """How many tool calls the response ends with."""
-        return sum(isinstance(step, Tool) for step in self.body)
+        return sum(isinstance(step, Tool | ToolPart) for step in self.body)

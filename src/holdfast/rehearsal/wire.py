@@ -82,6 +82,11 @@ class Request(NamedTuple):
     digest: str  # equal for equal lists of messages
 
     @property
+    def prompt(self) -> str:
+        """What the user said last."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
     def prompt_tokens(self) -> int:
         """A count that grows with the prompt: its words."""
         return sum(len(message.text.split()) for message in self.messages)
@@ -164,8 +169,8 @@ class Chunks:
                 return b"data: " + GARBAGE + b"\n\n"
             case Finish(reason=reason):
                 return self._delta({}, reason)
-            case Ending(kind="error"):
-                error = error_body(STREAM_ERROR, "server_error", "rehearsal_error")
+            case Ending(kind="error", error=code):
+                error = error_body(STREAM_ERROR, "server_error", code)
                 return b"data: " + encode(error) + b"\n\n"
             case Ending():
                 return b""
