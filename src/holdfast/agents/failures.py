@@ -26,7 +26,7 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from holdfast.domain.errors import RunEnded
+from holdfast.domain.errors import AgentExit, RunEnded
 from holdfast.domain.runs import Reason
 from holdfast.models import ModelBadResponse, ModelStalled, ModelTruncated
 
@@ -38,6 +38,8 @@ def to_run_ended(error: Exception) -> RunEnded:
     for cause in _chain(error):
         if isinstance(cause, RunEnded):
             return cause
+        if isinstance(cause, AgentExit):
+            return cause.ended()
     if isinstance(error, ModelAPIError):
         return _model(error)
     match error:

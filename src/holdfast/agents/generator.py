@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, get_args
 
-from holdfast.domain.errors import RunEnded
+from holdfast.domain.errors import AgentExit, RunEnded
 from holdfast.domain.runs import Reason
 from holdfast.ports.agent import AgentEvent, PartDone, ReasoningDelta, Result, RunContext, TextDelta
 from holdfast.ports.probe import enter
@@ -46,7 +46,7 @@ class GeneratorAgent:
                     item = await anext(items)
                 except StopAsyncIteration:
                     break
-                except RunEnded:
+                except (AgentExit, RunEnded):
                     raise
                 except Exception as error:
                     raise RunEnded(

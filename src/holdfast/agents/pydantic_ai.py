@@ -41,7 +41,7 @@ from holdfast.agents.sampling import model_settings
 from holdfast.agents.tooling import Hooks, ToolRunner
 from holdfast.aio import Owner, settle
 from holdfast.config.settings import Settings
-from holdfast.domain.errors import RunEnded
+from holdfast.domain.errors import AgentExit, RunEnded
 from holdfast.domain.events import bounded
 from holdfast.domain.runs import Reason
 from holdfast.models import ModelLimits, RequestScope, in_scope
@@ -163,9 +163,9 @@ class _Drive:
         except asyncio.CancelledError as error:
             self._recover(error)
             raise
-        except SystemExit as error:  # in a task it would end the worker's loop, and every other run with it
+        except (SystemExit, KeyboardInterrupt) as error:  # in a task it would end the worker's loop, and all runs
             self._recover(error)
-            self.failure = RuntimeError(f"the agent called exit({error.code})")
+            self.failure = AgentExit(error)
         except Exception as error:  # noqa: BLE001 - translated at the outer edge, in `PydanticAgent.run`
             self._recover(error)
             self.failure = error

@@ -14,6 +14,7 @@ from holdfast.aio import Owner, settle
 from holdfast.app.served import Served, load_served, pool_facts
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
+from holdfast.engine.blame import BlameBoard
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.ports.clock import SystemClock
@@ -40,6 +41,7 @@ class WorkerThread:
         self._log = log
         self._served: Served | None = None
         self._worker: Worker | None = None
+        self._board: BlameBoard | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = threading.Event()
         self.agents: list[AgentInfo] = []
@@ -74,8 +76,11 @@ class WorkerThread:
             self.agents = self._served.infos
             self._given = self._served.agents
         facts = pool_facts(self._served.pool) if self._served is not None else dict
-        name = worker_name(os.getpid())
-        self._worker = Worker(self._store, self._given, self._settings, self._log, SystemClock(), name, facts)
+        board = self._board = BlameBoard.alone()
+        if self._served is not None:
+            self._served.pool.watch = board.enter_thread
+        name, clock = worker_name(os.getpid()), SystemClock()
+        self._worker = Worker(self._store, self._given, self._settings, self._log, clock, name, facts, board)
         self._thread.start()
         self._started.wait(_START_S)
 
@@ -125,7 +130,9 @@ class WorkerThread:
 
     async def _main(self) -> None:
         assert self._worker is not None  # noqa: S101 - set by `start`
+        assert self._board is not None  # noqa: S101 - as above
         self._loop = asyncio.get_running_loop()
+        self._loop.set_task_factory(self._board.factory)
         self._started.set()
         try:
             await self._worker.run()

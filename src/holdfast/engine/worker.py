@@ -30,6 +30,8 @@ _POLL_S: Final = 1.0
 _PAUSE_S: Final = 0.5  # after a loop of ours has failed
 _CLAIM_MAX: Final = 16
 _BEAT_S: Final = 0.25
+_NOTICE_S: Final = 1.0
+_LINGERING_MAX: Final = 64
 
 
 class Worker:
@@ -67,6 +69,7 @@ class Worker:
         self._owner = Owner(self._task_failed)
         self._executors: dict[RunKey, tuple[Executor, asyncio.Task[None]]] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
+        self._lingering: dict[RunKey, Executor] = {}  # ended, and a task or thread of theirs has not
         self._accepting = True
         self._freed = asyncio.Event()
         self._closed = asyncio.Event()
@@ -80,6 +83,7 @@ class Worker:
             self._owner.spawn(self._forever("claims", self._claim_loop), "claims"),
             self._owner.spawn(self._forever("control", self._control_loop), "control"),
             self._owner.spawn(self._forever("beat", self._beat_loop), "beat"),
+            self._owner.spawn(self._forever("notices", self._notice_loop), "notices"),
         ]
         while not await wait_event(self._closed, _POLL_S):
             pass
@@ -110,11 +114,12 @@ class Worker:
         await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
 
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a held run waits on; from any loop."""
+        """What a run waits on that is held here, or that has left something behind; on the loop of this worker."""
         held = self._executors.get(key)
-        if held is None:
+        executor = held[0] if held is not None else self._lingering.get(key)
+        if executor is None:
             return None
-        return {**held[0].probe.snapshot(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
+        return {**executor.watch.inspect(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
 
     # claiming
 
@@ -158,6 +163,9 @@ class Worker:
         held = self._executors.get(key)
         if held is not None and held[0] is executor:
             del self._executors[key]
+        self._lingering = {k: each for k, each in self._lingering.items() if each.lingers()}
+        if executor.lingers() and len(self._lingering) < _LINGERING_MAX:
+            self._lingering[key] = executor
         late = executor.abandoned
         if late is not None and not late.done():
             self._abandoned.add(late)
@@ -195,6 +203,14 @@ class Worker:
         while True:
             self._heartbeat.beat()
             await asyncio.sleep(_BEAT_S)
+
+    async def _notice_loop(self) -> None:
+        """Look at every run for whether it makes progress."""
+        pause_s = min(_NOTICE_S, max(_BEAT_S, self._settings.stalled_notice_s / 4))
+        while True:
+            for executor, _ in list(self._executors.values()):
+                executor.watch.notice()
+            await asyncio.sleep(pause_s)
 
     # what others ask
 
