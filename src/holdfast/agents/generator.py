@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, get_args
 
-from holdfast.domain.errors import AgentExit, RunEnded
+from holdfast.domain.errors import RunEnded, exit_in
 from holdfast.domain.runs import Reason
 from holdfast.ports.agent import AgentEvent, PartDone, ReasoningDelta, Result, RunContext, TextDelta
 from holdfast.ports.probe import enter
@@ -46,9 +46,11 @@ class GeneratorAgent:
                     item = await anext(items)
                 except StopAsyncIteration:
                     break
-                except (AgentExit, RunEnded):
+                except RunEnded:
                     raise
                 except Exception as error:
+                    if exit_in(error) is not None:
+                        raise
                     raise RunEnded(
                         Reason.AGENT_ERROR,
                         "agent_exception",

@@ -141,6 +141,13 @@ class AgentExit(Exception):
         return RunEnded(Reason.AGENT_ERROR, "agent_exit", str(self), cause=self.cause, remedy=remedy)
 
 
+def exit_in(error: BaseException) -> AgentExit | None:
+    """The exit that an exception is, or that a group of them holds: a task group wraps what its tasks raise."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := exit_in(each)) is not None), None)
+    return error if isinstance(error, AgentExit) else None
+
+
 def run_error(code: str, message: str, cause: str | None, remedy: str, *, retryable: bool) -> dict[str, Any]:
     """The `error` object of run.failed and of the run record; the message is cut at 2,000 characters."""
     return {

@@ -19,11 +19,12 @@ from holdfast.engine.blame import works_for
 from holdfast.engine.stalls import Waiting
 from holdfast.ports.probe import Probe
 
-FRAMES_MAX: Final = 24
-_TASKS_MAX: Final = 12
-_THREADS_MAX: Final = 8
+FRAMES_MAX: Final = 20
+_LOGGED_FRAMES: Final = 16
+_TASKS_MAX: Final = 8
+_THREADS_MAX: Final = 4
 _DEPTH_MAX: Final = 200
-_NAME_CHARACTERS: Final = 100
+_NAME_CHARACTERS: Final = 120
 _PATH_PARTS: Final = 3
 
 
@@ -82,7 +83,7 @@ def thread_stack(frame: types.FrameType | None) -> list[str]:
 
 def stack_text(thread: int) -> str:
     """The stack of a thread in one line, for a log."""
-    return " > ".join(thread_stack(sys._current_frames().get(thread))) or "unknown"
+    return " > ".join(thread_stack(sys._current_frames().get(thread))[-_LOGGED_FRAMES:]) or "unknown"
 
 
 def _frames(awaited: Any) -> Iterator[types.FrameType]:
@@ -117,4 +118,4 @@ def _behind(awaited: Any) -> Any:
 def _line(frame: types.FrameType) -> str:
     code = frame.f_code
     path = "/".join(PurePath(code.co_filename).parts[-_PATH_PARTS:])
-    return f"{path}:{frame.f_lineno} {getattr(code, 'co_qualname', code.co_name)}"[: 2 * _NAME_CHARACTERS]
+    return f"{path}:{frame.f_lineno} {getattr(code, 'co_qualname', code.co_name)}"[:_NAME_CHARACTERS]

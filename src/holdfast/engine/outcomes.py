@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.domain.digest import Digest, OpenCall
-from holdfast.domain.errors import AgentExit, RunEnded, StoreUnavailable, run_error
+from holdfast.domain.errors import RunEnded, StoreUnavailable, exit_in, run_error
 from holdfast.domain.events import EventType
 from holdfast.domain.receipts import Ended, ToolEnd, receipt
 from holdfast.domain.runs import Reason, State
@@ -42,8 +42,9 @@ class Outcome:
 
 def failure(error: BaseException, now_ms: int) -> Outcome:
     """The outcome of an agent that raised."""
-    if isinstance(error, AgentExit):
-        error = error.ended()
+    left = exit_in(error)
+    if left is not None:
+        error = left.ended()
     if isinstance(error, RunEnded):
         return Outcome(State.FAILED, error.reason, requested_ms=now_ms, error=error.to_error())
     name = type(error).__name__

@@ -18,6 +18,7 @@ from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
+from holdfast.engine.gauges import process_facts
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
@@ -73,11 +74,14 @@ class Worker:
         self._accepting = True
         self._freed = asyncio.Event()
         self._closed = asyncio.Event()
-        self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver)
+        blamed = board.blamed if board is not None else _nobody
+        self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver, blamed)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy, board)
 
     async def run(self) -> None:
         """Claim and hold until `close` is called; returns when everything has ended or was abandoned."""
+        self._loop = asyncio.get_running_loop()
         self._heartbeat.start()
         loops = [
             self._owner.spawn(self._forever("claims", self._claim_loop), "claims"),
@@ -225,6 +229,9 @@ class Worker:
             "tasks": len(self._owner),
             "agents": sorted(self._agents),
             "accepting": self._accepting,
+            "lingering": len(self._lingering),
+            "upstreams": sum(executor.probe.upstreams_open for executor, _ in list(self._executors.values())),
+            **process_facts(self._loop),
             **self._pool_facts(),
         }
 
@@ -248,6 +255,11 @@ class Worker:
             return
         trace = "".join(traceback.format_exception(error))[-4000:]
         self._log.write("task_failed", worker=self.name, task=name, error=repr(error), trace_back=trace)
+
+
+def _nobody() -> RunKey | None:
+    """Where nobody is marked, nobody is blamed."""
+    return None
 
 
 def worker_name(pid: int) -> str:

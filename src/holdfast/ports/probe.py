@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+_SHOWN = 20  # tools in a snapshot
 _current: ContextVar[Probe | None] = ContextVar("holdfast_probe", default=None)
 
 
@@ -125,7 +126,7 @@ class Probe:
         return {
             "upstreams_open": self._upstreams_open,
             "last_upstream_byte_ms": None if self.last_byte_at is None else int((now - self.last_byte_at) * 1000),
-            "tools": tools,
+            "tools": tools[:_SHOWN],
         }
 
 
