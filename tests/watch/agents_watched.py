@@ -1,4 +1,4 @@
-"""Agents to be looked at: they wait, block, leave by the wrong door; copied beside the database, imported there only."""
+"""Agents that wait, block, or leave by the wrong door; copied beside the database, imported there only."""
 
 import asyncio
 import contextlib

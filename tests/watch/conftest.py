@@ -25,14 +25,14 @@ def server(directory: Path, **env: str) -> System:
     return System(directory, *AGENTS, env={**SOON, **env})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One server for all tests of a module; its worker is a process of its own."""
+    """One server for all tests here; its worker is a process of its own."""
     with closing(server(tmp_path_factory.mktemp("watched"))) as started:
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """The same with the worker on a thread of the server."""
     with closing(server(tmp_path_factory.mktemp("embedded"), HOLDFAST_IN_PROCESS="true")) as started:

@@ -15,6 +15,7 @@ from holdfast.app.served import Served, load_served, pool_facts
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import BlameBoard
+from holdfast.engine.inspection import stack_text
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.ports.clock import SystemClock
@@ -25,6 +26,10 @@ _START_S: Final = 10.0
 _END_S: Final = 5.0
 _DRAIN_EXTRA_S: Final = 10.0
 _INSPECT_S: Final = 0.5
+
+
+async def _into(answers: list[Any], work: Coroutine[Any, Any, Any]) -> None:
+    answers.append(await work)
 
 
 class WorkerThread:
@@ -104,11 +109,22 @@ class WorkerThread:
             await self._ask(self._worker.stop_all(), self._settings.stop_grace_s + 3.0)
 
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a held run waits on."""
-        if self._worker is None:
+        """What a run waits on, asked for at most half a second; of a loop that does not answer, why."""
+        worker, board = self._worker, self._board
+        if worker is None or board is None or not self._thread.is_alive():
             return None
-        found: dict[str, Any] | None = await self._ask(self._worker.inspect(key), _INSPECT_S)
-        return found
+        answers: list[dict[str, Any] | None] = []
+        await self._ask(_into(answers, worker.inspect(key)), _INSPECT_S)
+        if answers:
+            return answers[0]
+        blamed = board.blamed()
+        own = blamed is not None and blamed.tenant == key.tenant
+        return {
+            "waiting_on": "its worker's loop, which is blocked",
+            "since_ms": worker.silent_ms(),
+            "blocked_by": blamed.run if own and blamed else None,
+            "blocked_at": stack_text(self._thread.ident or 0) if own else None,
+        }
 
     async def _ask(self, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
         """Carry out `work` on the worker's loop; its answer, or None after `limit_s` seconds."""

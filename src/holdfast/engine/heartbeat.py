@@ -26,7 +26,7 @@ from holdfast.telemetry import Log
 _HEALTHY_PART: Final = 0.7
 _TICK_S: Final = 0.25
 _LAG_S: Final = 1.0  # a beat that is later says who held it up
-_LAG_SAID_S: Final = 10.0  # between two such lines; those in between are counted
+_LAG_SAID_S: Final = 10.0  # between two such lines about one run; those in between are counted
 _JOIN_S: Final = 2.0
 
 
@@ -73,6 +73,7 @@ class Heartbeat:
         self._looked_at = 0.0  # the beat after which the loop was late, and was looked at
         self._unseen_ms = 0  # a late beat that nobody could look into
         self._lag_said_at = 0.0
+        self._lag_said_of: str | None = None
         self._lags_unsaid = 0
         self._thread = threading.Thread(target=self._work, name="holdfast-heartbeat", daemon=True)
 
@@ -98,6 +99,10 @@ class Heartbeat:
             self._unseen_ms = int(lag_s * 1000)
         self._beat_at = now
         self._stalled = False
+
+    def silent_ms(self) -> int:
+        """How long ago the loop last beat; from any thread."""
+        return int((time.monotonic() - self._beat_at) * 1000)
 
     def healthy(self) -> bool:
         """Whether the last renewal is recent enough that nobody can have taken a run from us."""
@@ -156,10 +161,9 @@ class Heartbeat:
         )
 
     def _say_lag(self, lag_ms: int, stack: str, blamed: RunKey | None) -> None:
-        now = time.monotonic()
-        if self._lag_said_at and now - self._lag_said_at < _LAG_SAID_S:
+        now, run = time.monotonic(), blamed.run if blamed else None
+        if self._lag_said_at and now - self._lag_said_at < _LAG_SAID_S and run == self._lag_said_of:
             self._lags_unsaid += 1
             return
-        unsaid, self._lags_unsaid, self._lag_said_at = self._lags_unsaid, 0, now
-        run = blamed.run if blamed else None
+        unsaid, self._lags_unsaid, self._lag_said_at, self._lag_said_of = self._lags_unsaid, 0, now, run
         self._log.write("loop_lag", worker=self._worker, run=run, lag_ms=lag_ms, more=unsaid or None, stack=stack)

@@ -84,7 +84,7 @@ def _without_worker(record: RunRecord, around: dict[str, Any]) -> dict[str, Any]
         active = around.get("active")
         first = active.key.run if active is not None else None
         return {
-            "waiting_on": f"{record.position} runs before it in its session",
+            "waiting_on": f"the {record.position} before it in its session",
             "since_ms": None,
             "phase": "queued",
             "behind": first,

@@ -125,6 +125,10 @@ class Worker:
             return None
         return {**executor.watch.inspect(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
 
+    def silent_ms(self) -> int:
+        """How long ago the loop last beat; from any thread."""
+        return self._heartbeat.silent_ms()
+
     # claiming
 
     async def _claim_loop(self) -> None:
