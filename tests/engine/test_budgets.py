@@ -184,3 +184,70 @@ async def test_a_run_that_the_reaper_ends_has_its_usage() -> None:
     assert record.receipt is not None
     assert record.receipt["by"] == "reaper"
     assert record.usage == events[-1]["usage"] == expected
+
+
+def add(a: int, b: int) -> int:
+    """A tool that must not run."""
+    added.append(a + b)
+    return a + b
+
+
+added: list[int] = []
+
+
+async def test_calls_over_the_budget_are_told_of_and_never_start() -> None:
+    """The model asked for three at once, two are allowed: none starts, each has its end, the next prompt works."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+    from holdfast.agents import PydanticAgent
+    from holdfast.tools import ToolPool
+
+    async def stream(messages: list[Any], info: AgentInfo) -> AsyncIterator[Any]:
+        if "calm" in str(messages[-1]):
+            yield "calm"
+        else:
+            yield {n: DeltaToolCall(name="add", json_args=f'{{"a": {n}, "b": 1}}') for n in range(3)}
+
+    settings = QUICK.model_copy(update={"budget_tool_calls": 2})
+    agent = Agent(FunctionModel(stream_function=stream), tools=[add])
+    pool = ToolPool(2, 1.0, 2)
+    added.clear()
+    async with Rig(PydanticAgent(agent, "test", settings, pool), settings=settings) as rig:  # type: ignore[arg-type]
+        key = await rig.start(session="s")
+        record = await rig.end(key)
+        events = await rig.events(key)
+        again = await rig.end(await rig.start("calm", session="s"))
+        history = await rig.store.history("local", "s")
+    pool.close(1.0)
+    assert record.error is not None
+    assert record.error["code"] == "budget_tool_calls"
+    assert added == []
+    calls = [e["call"] for e in events if e["type"] == "tool.called"]
+    ends = [(e["call"], e["outcome"]) for e in events if e["type"] == "tool.finished"]
+    assert len(calls) == 3
+    assert ends == [(call, "interrupted") for call in calls]
+    assert [m.role for m in history[0].messages] == ["user", "assistant", "tool", "tool", "tool"]
+    assert (again.state, again.output) == (State.COMPLETED, "calm")
+
+
+async def test_the_librarys_own_limit_does_not_come_before_ours() -> None:
+    """pydantic-ai ends a run after 50 requests unless told otherwise; `budget_steps` is what the operator chose."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+    from holdfast.agents import PydanticAgent
+    from holdfast.tools import ToolPool
+
+    async def stream(messages: list[Any], info: AgentInfo) -> AsyncIterator[Any]:
+        yield {0: DeltaToolCall(name="add", json_args=f'{{"a": {len(messages)}, "b": 1}}')}
+
+    settings = QUICK.model_copy(update={"budget_steps": 55})
+    agent = Agent(FunctionModel(stream_function=stream), tools=[add])
+    pool = ToolPool(2, 1.0, 2)
+    added.clear()
+    async with Rig(PydanticAgent(agent, "test", settings, pool), settings=settings) as rig:  # type: ignore[arg-type]
+        record = await rig.end(await rig.start())
+    pool.close(1.0)
+    assert record.error is not None
+    assert (record.error["code"], record.usage["requests"], len(added)) == ("budget_steps", 55, 55)

@@ -52,8 +52,8 @@ class Budget:
             RunEnded: A budget does not allow it.
         """
         self._check_spent()
-        limit, calls = self._settings.budget_tool_calls, self._fold.tool_calls
-        if limit and calls > limit:
+        limit = self._settings.budget_tool_calls
+        if limit and (calls := self._fold.tool_calls) > limit:
             raise _over("budget_tool_calls", f"tool call {calls} was asked for", limit)
 
     def priced(self, event: ModelResponded) -> dict[str, Any]:

@@ -249,6 +249,7 @@ class Executor:
 
     async def _interrupt(self, work: asyncio.Task[Any]) -> bool:
         """Cancel the agent and wait for it, at most the grace; whether it had to be abandoned."""
+        self.watch.told = True
         work.cancel()
         if not await settle([work], self._around.settings.stop_grace_s):
             self._tell_late()

@@ -16,6 +16,7 @@ from holdfast.domain.runs import State
 from holdfast.ports.store import RunRecord, RunStore
 
 _LIMIT_S: Final = 0.5
+_LEFT_BEHIND: Final = frozenset({"tools", "threads", "stacks", "abandoned_tasks", "quarantined"})  # by an ended run
 
 
 async def inspection(store: RunStore, record: RunRecord, held: dict[str, Any] | None) -> dict[str, Any]:
@@ -29,6 +30,8 @@ async def inspection(store: RunStore, record: RunRecord, held: dict[str, Any] | 
     around = await _around(store, record)
     told = dict(held) if held is not None else {}
     repair = told.pop("repair", None) or None
+    if record.state.terminal:
+        told = {name: value for name, value in told.items() if name in _LEFT_BEHIND}
     waits = _without_worker(record, around) if not told or record.state.terminal else {}
     timers = [{"name": "lease", "left_ms": record.lease_left_ms}, {"name": "due", "left_ms": record.due_in_ms}]
     return {

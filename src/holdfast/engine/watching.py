@@ -40,7 +40,7 @@ class RunWatch:
         self.work: asyncio.Task[Any] | None = None  # the agent's
         self.slot: int | None = None  # on the blame board
         self.lease_since: float | None = None  # new work is held back
-        self.told = False  # to stop, to release, or that it is lost
+        self.told = False  # to end, for whatever reason
 
     def waiting(self) -> Waiting:
         """What the run waits on, for how long it has made no progress, and which timer ends that."""
@@ -99,5 +99,8 @@ class RunWatch:
         return [] if self.appender is None else self.appender.fold.open_calls()
 
     def _store_since(self, now: float) -> float | None:
-        since = None if self.appender is None else self.appender.writing_since
+        if self.translator is None:  # it reads the run's log and history, and writes run.started
+            since: float | None = self._began
+        else:
+            since = None if self.appender is None else self.appender.writing_since
         return since if since is not None and now - since > _STORE_SLOW_S else None
