@@ -75,13 +75,13 @@ class RunWatch:
         wait, probe = self.waiting(), self._probe
         tools = list(probe.tools_running().values()) or [call.name for call in self._open_calls()]
         return {
-            **wait.fields(),
+            **probe.snapshot(),
+            **wait.fields(),  # which knows more: our store and lease, tools by name, the run's deadline
             "phase": self._phase(wait),
             "tool": tools[0] if tools else None,
             "elapsed_ms": max(0, self._clock.wall_ms() - self._claim.created_at),
             "progress_ms": wait.since_ms,
             "timers": timers_of(wait, probe),
-            **probe.snapshot(),
             "threads": threads_of(probe),
             "stacks": stacks_of(self.work, self.slot),
             "repair": probe.history,

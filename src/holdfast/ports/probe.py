@@ -119,11 +119,17 @@ class Probe:
             return [ThreadAtWork(call, ident, at, call not in self._tools) for call, ident, at in self._threads]
 
     def snapshot(self) -> dict[str, Any]:
-        """For inspect: the upstreams that are open, the last byte of one, the tools that run."""
+        """For inspect: what the run waits on, since when, which timer fires in how long, the last upstream byte."""
         now = time.monotonic()
         with self._lock:
             tools = [{"call": c, "name": n, "since_ms": int((now - t) * 1000)} for c, (n, t) in self._tools.items()]
+            threads = sorted({call for call, _, _ in self._threads})
         return {
+            "waiting_on": self.waiting_on,
+            "since_ms": int((now - self.since) * 1000),
+            "fires": self.fires,
+            "fires_in_ms": None if self.fires_at is None else int((self.fires_at - now) * 1000),
+            "threads": threads,
             "upstreams_open": self._upstreams_open,
             "last_upstream_byte_ms": None if self.last_byte_at is None else int((now - self.last_byte_at) * 1000),
             "tools": tools[:_SHOWN],
