@@ -186,6 +186,33 @@ async def test_a_run_that_the_reaper_ends_has_its_usage() -> None:
     assert record.usage == events[-1]["usage"] == expected
 
 
+async def test_an_agent_that_will_not_leave_is_abandoned_when_its_budget_is_spent() -> None:
+    """`finally: await cleanup()` may hang; the end must not wait for the deadline then."""
+    released = asyncio.Event()
+
+    async def clinging(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        try:
+            for n in range(9):
+                yield ModelRequested(n, "m", 1)
+                yield ToolCalled(f"c{n}", "look", {})
+        finally:
+            while not released.is_set():
+                try:
+                    await asyncio.wait([asyncio.ensure_future(released.wait())], timeout=60)
+                except asyncio.CancelledError:
+                    continue
+
+    async with Rig(FunctionAgent(clinging), settings=QUICK.model_copy(update={"budget_steps": 1})) as rig:
+        record = await rig.end(await rig.start())
+        released.set()
+        events = await rig.events(record.key)
+    assert record.error is not None
+    assert record.error["code"] == "budget_steps"
+    assert record.receipt is not None
+    assert record.receipt["abandoned"] is True
+    assert [e["outcome"] for e in events if e["type"] == "tool.finished"] == ["interrupted"]
+
+
 def add(a: int, b: int) -> int:
     """A tool that must not run."""
     added.append(a + b)

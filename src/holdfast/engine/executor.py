@@ -79,6 +79,7 @@ class Executor:
         self._agent = agent
         self._around = around
         self._told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._over: asyncio.Future[RunEnded] = asyncio.get_running_loop().create_future()  # a limit of ours is reached
         self._began = time.monotonic()
         self._deadline = asyncio.get_running_loop().time() + max(0, claim.deadline_left_ms) / 1000
         self._appender: Appender | None = None
@@ -151,7 +152,7 @@ class Executor:
         """Run the agent until it ends, or is told to, or is out of time. None: the run is not ours to end."""
         loop = asyncio.get_running_loop()
         work = self._spawn_agent(ctx)
-        waits: set[asyncio.Future[Any]] = {work, self._told, appender.failed}
+        waits: set[asyncio.Future[Any]] = {work, self._told, self._over, appender.failed}
         self.watch.work = work
         await asyncio.wait(waits, timeout=max(0.0, self._deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED)
         if appender.failed.done():
@@ -161,7 +162,9 @@ class Executor:
             return self._finished(work)
         if self._told.done():
             return await self._obey(appender, work, self._told.result())
-        return await self._time_up(work, appender)
+        if self._over.done():
+            return await self._cut_short(work, self._over.result())
+        return await self._time_up(work)
 
     def _spawn_agent(self, ctx: RunContext) -> asyncio.Task[Result | None]:
         """Start the agent's task, marked on the board of a supervised worker for as long as it lives."""
@@ -183,7 +186,11 @@ class Executor:
         events = self._agent.run(ctx)
         try:
             async for event in events:
-                await translator.take(event)
+                try:
+                    await translator.take(event)
+                except RunEnded as ended:  # the agent is not asked, so it is not waited for longer than the grace
+                    self._over.set_result(ended)
+                    raise
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop that all runs share
             raise AgentExit(error).ended() from error
         finally:
@@ -205,7 +212,7 @@ class Executor:
             if not isinstance(problem, RunEnded):
                 lines = traceback.format_exception(problem)
                 self._log("agent_failed", error=repr(problem), trace_back="".join(lines)[-4000:])
-            elif problem.reason is Reason.BUDGET:
+            elif self._over.done():
                 self._tell_late()  # the agent was ended, not heard out: what it had said by then counts
             return replace(failure(problem, now_ms), open_before=tuple(self._open_calls()))
         return Outcome(State.COMPLETED, Reason.FINISHED, result=work.result())
@@ -233,7 +240,12 @@ class Executor:
             open_before=open_before,
         )
 
-    async def _time_up(self, work: asyncio.Task[Result | None], appender: Appender) -> Outcome:
+    async def _cut_short(self, work: asyncio.Task[Result | None], ended: RunEnded) -> Outcome:
+        """A limit of ours was reached in the middle of what the agent said; it may take its time to leave."""
+        outcome = replace(failure(ended, self._now_ms()), open_before=tuple(self._open_calls()))
+        return replace(outcome, abandoned=await self._interrupt(work))
+
+    async def _time_up(self, work: asyncio.Task[Result | None]) -> Outcome:
         now_ms = self._now_ms()
         open_before = tuple(self._open_calls())
         late = await self._interrupt(work)
