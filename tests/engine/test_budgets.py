@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from pydantic_ai import Agent
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
+from holdfast.agents import PydanticAgent
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.agent import (
     AgentEvent,
@@ -22,6 +25,7 @@ from holdfast.ports.agent import (
     ToolFinished,
 )
 from holdfast.ports.store import RunRecord
+from holdfast.tools import ToolPool
 from tests.engine.rig import QUICK, FunctionAgent, Rig
 
 USED = {"input_tokens": 30, "output_tokens": 10}
@@ -224,11 +228,6 @@ added: list[int] = []
 
 async def test_calls_over_the_budget_are_told_of_and_never_start() -> None:
     """The model asked for three at once, two are allowed: none starts, each has its end, the next prompt works."""
-    from pydantic_ai import Agent
-    from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
-
-    from holdfast.agents import PydanticAgent
-    from holdfast.tools import ToolPool
 
     async def stream(messages: list[Any], info: AgentInfo) -> AsyncIterator[Any]:
         if "calm" in str(messages[-1]):
@@ -258,13 +257,10 @@ async def test_calls_over_the_budget_are_told_of_and_never_start() -> None:
     assert (again.state, again.output) == (State.COMPLETED, "calm")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(40)
 async def test_the_librarys_own_limit_does_not_come_before_ours() -> None:
     """pydantic-ai ends a run after 50 requests unless told otherwise; `budget_steps` is what the operator chose."""
-    from pydantic_ai import Agent
-    from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
-
-    from holdfast.agents import PydanticAgent
-    from holdfast.tools import ToolPool
 
     async def stream(messages: list[Any], info: AgentInfo) -> AsyncIterator[Any]:
         yield {0: DeltaToolCall(name="add", json_args=f'{{"a": {len(messages)}, "b": 1}}')}
