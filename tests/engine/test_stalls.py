@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from holdfast.domain.digest import OpenCall
+from holdfast.domain.events import TERMINAL
 from holdfast.domain.runs import State
 from holdfast.engine.stalls import APART_S, Facts, Notices, Waiting, waiting
 from holdfast.ports.agent import AgentEvent, ModelRequested, Result, RunContext, TextDelta, ToolCalled
@@ -140,3 +141,24 @@ async def test_a_stopped_run_says_nothing_more() -> None:
         kinds = [e["type"] for e in await rig.events(key)]
     assert "run.stalled" not in kinds[kinds.index("run.stopping") :]
     assert kinds[-1] == "run.cancelled"
+
+
+async def test_a_run_that_was_taken_away_says_nothing_more() -> None:
+    """The worker does not know yet that the reaper ended its run: the store refuses the notice, and nobody sees it."""
+
+    async def silent(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield TextDelta(ctx.first_part, "x")
+        await asyncio.sleep(3600)
+
+    settings = SOON.model_copy(update={"stalled_notice_s": 0.6, "renew_s": 60.0, "lease_s": 120.0})
+    async with Rig(FunctionAgent(silent), settings=settings) as rig:
+        key = await rig.start()
+        await rig.until(key, "text.delta")
+        await rig.store.bury("w-test", key)
+        await rig.end(key)
+        before = await rig.events(key)
+        async with asyncio.timeout(8):
+            while "run_lost" not in rig.lines.getvalue():
+                await asyncio.sleep(0.02)
+        assert await rig.events(key) == before
+    assert before[-1]["type"] in TERMINAL
