@@ -457,7 +457,7 @@ async def test_a_slow_reader_slows_the_model_and_loses_nothing(rig: Rig) -> None
 def _settings():
     from holdfast.config.settings import Settings
 
-    return Settings(tool_timeout_s=2.0)
+    return Settings(tool_timeout_s=2.0, budget_steps=50)
 
 
 def _pool():

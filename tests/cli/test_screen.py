@@ -61,7 +61,7 @@ def test_stall_says_which_timer_will_end_it():
         "fires": "model_idle",
         "fires_in_ms": 48000,
     }
-    assert shown(event) == "[waiting on model for 12.0 s; model_idle in 48.0 s]\n"
+    assert shown(event) == "[waiting on model for 12.0 s, ends in 48.0 s at the latest (model_idle)]\n"
 
 
 def test_thinking_is_said_once_a_part():

@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.domain.errors import CATALOGUE, StoreUnavailable
 from holdfast.domain.runs import Reason, State
+from holdfast.testing import build
 from tests.gateway.support import NDJSON, SSE, Raw, Site, frames, site
 
 
@@ -216,8 +217,35 @@ async def test_inspect_says_what_a_run_waits_on(here: Site) -> None:
     """No worker here holds it, and that is said."""
     run = await here.run()
     got = (await here.http.get(f"/api/runs/{run['id']}/inspect")).json()
-    assert (got["state"], got["waiting_on"]) == ("queued", "a worker")
+    assert (got["state"], got["waiting_on"], got["phase"]) == ("queued", "a worker", "queued")
+    assert got["workers"] == {"seen": 0, "free": 0}, "and nobody will come: that is the reason"
     assert [t["name"] for t in got["timers"]]
+
+
+async def test_inspect_names_what_a_queued_run_is_behind_and_why_an_ended_one_ended(here: Site) -> None:
+    """F81: for every state, not for running ones only; of the history its shape, and none of its words."""
+    first = await here.run("secret one", session="s")
+    holder = await here.claim()
+    second = await here.run("two", session="s", on_busy="enqueue")
+    got = (await here.http.get(f"/api/runs/{second['id']}/inspect")).json()
+    assert (got["waiting_on"], got["behind"]) == ("the 1 before it in its session", first["id"])
+    got = (await here.http.get(f"/api/runs/{first['id']}/inspect")).json()
+    assert got["waiting_on"] == "its worker, which does not answer here"
+    await holder.append(build.tool_called("c1", "look"), build.tool_finished("c1", "secret two", "look"))
+    await holder.finish(State.FAILED, Reason.AGENT_ERROR)
+    text = (await here.http.get(f"/api/runs/{first['id']}/inspect")).text
+    got = json.loads(text)
+    assert (got["waiting_on"], got["why"], got["phase"]) == ("nothing: it has ended", "agent_error", "ended")
+    assert got["history"] == {
+        "runs": 1,
+        "kinds": {"neutral": 1},
+        "states": {"failed": 1},
+        "roles": {"user": 1, "assistant": 1, "tool": 1},
+        "parts": {"text": 1, "call": 1, "result": 1},
+        "repair": None,
+    }
+    assert "secret" not in text
+    assert (await here.http.get("/api/runs/r_none/inspect")).status_code == 404
 
 
 async def test_lists_are_newest_first_and_walk_by_their_last_id(here: Site) -> None:

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 PICTURES = os.environ.get("HOLDFAST_TEST_PICTURES", "")
 
 LAST = "document.querySelector('article:last-of-type')"
+LIVE = f"{LAST}.querySelector('.live').textContent"
 HOSTILE = '<img src=x onerror="window.bad=1"><script>window.bad=1</script>'
 
 
@@ -51,8 +52,8 @@ async def test_a_run_is_shown_while_it_lives(here: Site, tab: Browser) -> None:
     await tab.js(f"{LAST}.querySelector('.tool').open = true")
     await tab.until(f"{LAST}.querySelector('.tool .how').textContent === 'running'")
     assert '"where": "sea"' in await tab.js(f"{LAST}.querySelector('.tool').textContent")
-    assert "working for" in await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent")
-    assert re.search(r"last event \d+ s ago", await tab.js(f"{LAST}.querySelector('.live').textContent"))
+    assert "working" in await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent")
+    assert re.search(r"last progress \d+ s ago", await tab.js(f"{LAST}.querySelector('.live').textContent"))
     await picture(tab, "live")
     await holder.append(build.tool_finished("c1", {"depth": 12}, "look_up"), build.text(2, "mostly."))
     await here.complete(holder, "Rocks, mostly.")
@@ -61,6 +62,21 @@ async def test_a_run_is_shown_while_it_lives(here: Site, tab: Browser) -> None:
     await tab.until("document.getElementById('stop').disabled")
     await tab.until("document.getElementById('spoken').textContent === 'Answer complete.'")
     await picture(tab, "completed")
+
+
+async def test_a_run_that_waits_says_on_what_and_when_that_ends(here: Site, tab: Browser) -> None:
+    """F82: never "working" without progress; the notice is not progress itself, and is gone with the next event."""
+    await tab.open(here.url)
+    await ask(tab, "Wait.")
+    holder = await here.claim()
+    notice = {"waiting_on": "tool dive", "since_ms": 65_000, "fires": "tool_timeout", "fires_in_ms": 55_000}
+    await holder.append(build.text(0, "Diving. "), (EventType.RUN_STALLED, notice))
+    said = await tab.until(f"{LAST}.querySelector('.live')?.textContent.includes('waiting on') && {LIVE}")
+    assert re.search(r"waiting on tool dive; ends in (4|5)\d(\.\d)? s at the latest \(tool_timeout\)", said), said
+    assert re.search(r"last progress (6[5-9]|7\d) s ago", said), said
+    await holder.append(build.text(0, "Back."))
+    assert "working" in await tab.until(f"!{LIVE}.includes('waiting on') && {LIVE}")
+    await here.complete(holder, "Diving. Back.")
 
 
 async def test_stop_shows_the_receipt_in_words(here: Site, tab: Browser) -> None:

@@ -27,7 +27,7 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from holdfast.domain.errors import RunEnded
+from holdfast.domain.errors import AgentExit, RunEnded
 from holdfast.domain.runs import Reason
 from holdfast.models import ModelBadResponse, ModelBreakerOpen, ModelStalled, ModelTruncated
 
@@ -39,6 +39,8 @@ def to_run_ended(error: Exception) -> RunEnded:
     for cause in _chain(error):
         if isinstance(cause, RunEnded):
             return cause
+        if isinstance(cause, AgentExit):
+            return cause.ended()
     if isinstance(error, FallbackExceptionGroup):  # the agent's own FallbackModel: its last word
         asked = [each for each in error.exceptions if isinstance(each, ModelAPIError)]
         if asked:

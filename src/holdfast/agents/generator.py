@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, get_args
 
-from holdfast.domain.errors import RunEnded
+from holdfast.domain.errors import RunEnded, exit_in
 from holdfast.domain.runs import Reason
 from holdfast.ports.agent import AgentEvent, PartDone, ReasoningDelta, Result, RunContext, TextDelta
 from holdfast.ports.probe import enter
@@ -49,6 +49,8 @@ class GeneratorAgent:
                 except RunEnded:
                     raise
                 except Exception as error:
+                    if exit_in(error) is not None:
+                        raise
                     raise RunEnded(
                         Reason.AGENT_ERROR,
                         "agent_exception",

@@ -45,12 +45,19 @@ NO_RESULT: Final = "The tool call was interrupted before a result was produced."
 
 def history_of(entries: Iterable[HistoryEntry]) -> list[ModelMessage]:
     """The session so far, oldest first, valid for any provider."""
+    return given_and_mended(entries)[1]
+
+
+def given_and_mended(entries: Iterable[HistoryEntry]) -> tuple[list[ModelMessage], list[ModelMessage]]:
+    """The session as its runs left it, and valid for any provider."""
     mended = _Mended()
+    given: list[ModelMessage] = []
     for entry in entries:
         for message in _of_run(entry):
+            given.append(message)
             mended.add(message)
         mended.end_run(answered=entry.state == State.COMPLETED)
-    return mended.messages
+    return given, mended.messages
 
 
 def mend(messages: Sequence[ModelMessage]) -> list[ModelMessage]:

@@ -31,18 +31,20 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model
 from pydantic_ai.result import AgentStream
+from pydantic_ai.usage import UsageLimits
 
+from holdfast.agents import shape
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
 from holdfast.agents.failures import to_run_ended
-from holdfast.agents.history import KIND, call_ids, history_of
+from holdfast.agents.history import KIND, call_ids, given_and_mended
 from holdfast.agents.numbering import Numbering
 from holdfast.agents.restart import Restarts, afresh
 from holdfast.agents.sampling import model_settings
 from holdfast.agents.tooling import Hooks, ToolRunner
 from holdfast.aio import Owner, settle
 from holdfast.config.settings import Settings
-from holdfast.domain.errors import RunEnded
+from holdfast.domain.errors import AgentExit, RunEnded
 from holdfast.domain.events import bounded
 from holdfast.domain.runs import Reason
 from holdfast.models import ModelGuard, RequestScope, in_scope
@@ -169,16 +171,17 @@ class _Drive:
         except asyncio.CancelledError as error:
             self._recover(error)
             raise
-        except SystemExit as error:  # in a task it would end the worker's loop, and every other run with it
+        except (SystemExit, KeyboardInterrupt) as error:  # in a task it would end the worker's loop, and all runs
             self._recover(error)
-            self.failure = RuntimeError(f"the agent called exit({error.code})")
+            self.failure = AgentExit(error)
         except Exception as error:  # noqa: BLE001 - translated at the outer edge, in `PydanticAgent.run`
             self._recover(error)
             self.failure = error
 
     async def _iterate(self) -> None:
         ctx, adapter = self.ctx, self.adapter
-        past = history_of(ctx.history)
+        given, past = given_and_mended(ctx.history)
+        ctx.probe.history = shape.report(given, past)
         self.hooks.compactor.since = len(past)
         prompt, past = self._start(past)
         async with adapter.agent.iter(
@@ -191,6 +194,7 @@ class _Drive:
             capabilities=[self.hooks],
         ) as run:
             self._run = run
+            self._leave_steps_to_the_budget(run)
             node = run.next_node
             while not Agent.is_end_node(node):
                 if Agent.is_model_request_node(node):
@@ -200,6 +204,12 @@ class _Drive:
                 ctx.probe.waits("agent")
                 node = await run.next(node)
         await self._finish(run)
+
+    def _leave_steps_to_the_budget(self, run: AgentRun[Any, Any]) -> None:
+        """The library's limit of 50 requests holds where nobody chose one; `budget_steps` is chosen."""
+        deps, steps = run.ctx.deps, self.adapter.settings.budget_steps
+        if deps.usage_limits == UsageLimits():
+            deps.usage_limits = UsageLimits(request_limit=steps + 1 if steps else None)
 
     def _start(self, past: list[ModelMessage]) -> tuple[str | None, list[ModelMessage]]:
         """The prompt and the messages before it: the input anew, or where the checkpoint is."""

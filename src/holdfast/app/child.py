@@ -26,7 +26,7 @@ import uvloop
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
-from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
+from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line, write_long
 from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
@@ -142,7 +142,7 @@ class Child:
     async def _inspect(self, order: Line) -> None:
         key = RunKey(order["tenant"], order["run"])
         found = await self._worker.inspect(key) if self._worker is not None else None
-        self._say({"report": "inspected", "id": order["id"], "found": found})
+        write_long(self._reports, {"report": "inspected", "id": order["id"], "found": found})
 
     async def _close(self, drain_s: float) -> None:
         self._ended.set()

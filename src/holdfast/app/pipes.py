@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 GATEWAYS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)  # not the worker's, even where it gets them
+_PIECE_CHARACTERS: Final = 1500  # a line of it stays below 4 KiB, also where each needs an escape of two
 _READ_BYTES: Final = 65_536
 _LINE_BYTES_MAX: Final = 1_048_576
 
@@ -24,6 +25,34 @@ def write_line(fd: int, line: Line) -> bool:
         return os.write(fd, data) == len(data)
     except OSError:  # full, or nobody reads it any more
         return False
+
+
+def write_long(fd: int, line: Line) -> bool:
+    """As `write_line`, for what may be longer than the pipe takes as one piece; `Pieces` puts it together again."""
+    text = json.dumps(line, default=str)
+    pieces = [text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS)]
+    return all(
+        write_line(fd, {"report": "piece", "id": line.get("id"), "last": n == len(pieces), "text": piece})
+        for n, piece in enumerate(pieces, 1)
+    )
+
+
+class Pieces:
+    """Puts long lines together; of one that was not finished, the next with its id begins anew."""
+
+    def __init__(self) -> None:
+        self._texts: dict[Any, str] = {}
+
+    def add(self, piece: Line) -> Line | None:
+        """Take a piece; the line, once it is whole."""
+        number = piece["id"]
+        text = self._texts.pop(number, "") + piece["text"]
+        if piece["last"]:
+            return json.loads(text)  # type: ignore[no-any-return]
+        self._texts.clear()  # pieces of one line follow each other: what else is there was broken off
+        if len(text) <= _LINE_BYTES_MAX:
+            self._texts[number] = text
+        return None
 
 
 class LineReader:

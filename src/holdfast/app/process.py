@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
+from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, Pieces, write_line
 from holdfast.config import Settings
 from holdfast.engine.blame import BlameBoard
 from holdfast.ports.agent import AgentInfo
@@ -33,6 +33,7 @@ class WorkerProcess:
         self._let_go = False
         self.told_at = 0.0
         self.inspections: dict[int, asyncio.Future[Any]] = {}
+        self._pieces = Pieces()
         self._start(inherited)
         self._reader = LineReader(self.reports, self._take, self.ended.set)
         self.say({"order": "configure", "settings": settings.model_dump(), "specs": list(specs)})
@@ -109,6 +110,10 @@ class WorkerProcess:
             case "failed":
                 self.failed = report["why"]
                 self.ready.set()
+            case "piece":
+                whole = self._pieces.add(report)
+                if whole is not None:
+                    self._take(whole)
             case "inspected":
                 waiter = self.inspections.pop(report["id"], None)
                 if waiter is not None and not waiter.done():

@@ -14,6 +14,8 @@ from holdfast.aio import Owner, settle
 from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
+from holdfast.engine.blame import BlameBoard
+from holdfast.engine.inspection import stack_text
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.ports.clock import SystemClock
@@ -24,6 +26,10 @@ _START_S: Final = 10.0
 _END_S: Final = 5.0
 _DRAIN_EXTRA_S: Final = 10.0
 _INSPECT_S: Final = 0.5
+
+
+async def _into(answers: list[Any], work: Coroutine[Any, Any, Any]) -> None:
+    answers.append(await work)
 
 
 class WorkerThread:
@@ -40,6 +46,7 @@ class WorkerThread:
         self._log = log
         self._served: Served | None = None
         self._worker: Worker | None = None
+        self._board: BlameBoard | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = threading.Event()
         self.agents: list[AgentInfo] = []
@@ -74,8 +81,11 @@ class WorkerThread:
             self.agents = self._served.infos
             self._given = self._served.agents
         facts = self._served.facts if self._served is not None else dict
-        name = worker_name(os.getpid())
-        self._worker = Worker(self._store, self._given, self._settings, self._log, SystemClock(), name, facts)
+        board = self._board = BlameBoard.alone()
+        if self._served is not None:
+            self._served.pool.watch = board.enter_thread
+        name, clock = worker_name(os.getpid()), SystemClock()
+        self._worker = Worker(self._store, self._given, self._settings, self._log, clock, name, facts, board)
         self._thread.start()
         self._started.wait(_START_S)
 
@@ -99,11 +109,22 @@ class WorkerThread:
             await self._ask(self._worker.stop_all(), self._settings.stop_grace_s + 3.0)
 
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a held run waits on."""
-        if self._worker is None:
+        """What a run waits on, asked for at most half a second; of a loop that does not answer, why."""
+        worker, board = self._worker, self._board
+        if worker is None or board is None or not self._thread.is_alive():
             return None
-        found: dict[str, Any] | None = await self._ask(self._worker.inspect(key), _INSPECT_S)
-        return found
+        answers: list[dict[str, Any] | None] = []
+        await self._ask(_into(answers, worker.inspect(key)), _INSPECT_S)
+        if answers:
+            return answers[0]
+        blamed = board.blamed()
+        own = blamed is not None and blamed.tenant == key.tenant
+        return {
+            "waiting_on": "its worker's loop, which is blocked",
+            "since_ms": worker.silent_ms(),
+            "blocked_by": blamed.run if own and blamed else None,
+            "blocked_at": stack_text(self._thread.ident or 0) if own else None,
+        }
 
     async def _ask(self, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
         """Carry out `work` on the worker's loop; its answer, or None after `limit_s` seconds."""
@@ -125,7 +146,9 @@ class WorkerThread:
 
     async def _main(self) -> None:
         assert self._worker is not None  # noqa: S101 - set by `start`
+        assert self._board is not None  # noqa: S101 - as above
         self._loop = asyncio.get_running_loop()
+        self._loop.set_task_factory(self._board.factory)
         self._started.set()
         try:
             await self._worker.run()

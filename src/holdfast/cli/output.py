@@ -149,6 +149,19 @@ def next_timer(inspection: Facts) -> str:
     return f"{name} in {duration(max(0, left_ms))}"
 
 
+def stack_lines(stacks: Iterable[Facts]) -> list[str]:
+    """Where tasks wait and threads are: a line for each, and its frames below it, outermost first."""
+    lines = []
+    for each in stacks:
+        if "task" in each:
+            lines.append(f"  task {one_line(each['task'])}")
+        else:
+            left = ", which nobody waits for any more" if each.get("quarantined") else ""
+            lines.append(f"  thread of call {one_line(each.get('call', '?'))}{left}")
+        lines += [f"    {one_line(frame)}" for frame in each.get("stack", ())]
+    return lines
+
+
 def timer_name(name: str, inspection: Facts) -> str:
     """The store's timer `due` under the name of the setting that it is in this state."""
     return _DUE.get(str(inspection.get("state")), name) if name == "due" else name

@@ -15,6 +15,7 @@ from holdfast.cli.output import (
     one_line,
     print_json,
     record_words,
+    stack_lines,
     table,
     timer_name,
     wait_words,
@@ -100,6 +101,8 @@ def inspect(remote: Remote, run: str) -> None:
             for timer in value:
                 left = duration(timer.get("left_ms"))
                 click.echo(f"  timer {timer_name(timer['name'], inspection)}: {left} left")
+        elif name in ("stacks", "threads"):
+            click.echo("\n".join(stack_lines(value)) if value else "", nl=bool(value))
         elif name != "run" and value not in (None, "", [], {}):
             click.echo(f"  {name}: {one_line(value)}")
 

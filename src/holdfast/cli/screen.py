@@ -90,8 +90,9 @@ def _words(event: Mapping[str, Any]) -> str:
         case EventType.MODEL_RETRIED:
             return f"model retried in {duration(event.get('wait_ms'))}: {one_line(event.get('reason', ''))}"
         case EventType.RUN_STALLED:
-            end = f"; {event.get('fires')} in {duration(event.get('fires_in_ms'))}" if event.get("fires") else ""
-            return f"waiting on {one_line(event.get('waiting_on'))} for {duration(event.get('since_ms'))}{end}"
+            left, on = duration(event.get("fires_in_ms")), one_line(event.get("waiting_on"))
+            end = f", ends in {left} at the latest ({event.get('fires')})" if event.get("fires") else ""
+            return f"waiting on {on} for {duration(event.get('since_ms'))}{end}"
         case EventType.DEGRADED:
             return f"degraded: {one_line(event.get('what'))}: {one_line(event.get('why'))}"
         case EventType.RUN_WAITING:

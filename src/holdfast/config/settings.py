@@ -6,6 +6,7 @@ Service named holdfast injects (HOLDFAST_SERVICE_*, HOLDFAST_PORT=tcp://..., HOL
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 CONFIG_FILE = "holdfast.toml"
 _ENV_PREFIX = "HOLDFAST_"
@@ -25,6 +26,15 @@ _ENV_OTHERS = frozenset(
 
 class SettingsError(Exception):
     """A setting is unknown or out of its range; the text names each, where it came from, and the remedy."""
+
+
+class Price(BaseModel):
+    """What a model costs, for a million tokens each way; in whatever unit `budget_cost` is meant in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
 
 
 class Settings(BaseModel):
@@ -58,11 +68,18 @@ class Settings(BaseModel):
     breaker_failures: int = Field(5, ge=1)
     breaker_open_s: float = Field(30, gt=0)
 
+    budget_steps: int = Field(200, ge=0)
+    budget_tool_calls: int = Field(0, ge=0)
+    budget_tokens: int = Field(0, ge=0)
+    budget_cost: float = Field(0, ge=0)
+    prices: dict[str, Price] = {}
+
     tool_timeout_s: float = Field(120, gt=0)
     tool_queue_s: float = Field(10, gt=0)
     tool_threads: int = Field(16, ge=1, le=256)
     quarantine: int = Field(4, ge=1)
 
+    stalled_notice_s: float = Field(10, ge=0)
     stop_grace_s: float = Field(2, gt=0)
     lease_s: float = Field(10, gt=0)
     renew_s: float = Field(2.5, gt=0)
@@ -88,6 +105,12 @@ class Settings(BaseModel):
     retention_bytes: int = Field(1_073_741_824, ge=1)
     in_process: bool = False
     spare: bool = True
+
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        """The environment has one string for the whole table."""
+        return json.loads(value) if isinstance(value, str) else value
 
 
 def load(

@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.domain.events import EventType
 from holdfast.domain.messages import Message, ToolCall
+from holdfast.domain.usage import Usage
 
 
 class _Part:
@@ -64,7 +65,7 @@ class Digest:
         self._parts: dict[int, _Part] = {}
         self._calls: dict[str, _Call] = {}
         self._step = 0
-        self._usage: dict[str, int] = {}
+        self.spent = Usage()
         self._last_discarded = ""
         self.input = ""
         self.steered: list[str] = []
@@ -81,6 +82,9 @@ class Digest:
                 part.chunks.append(fields["text"])
                 if part.text_kind:
                     self._last_discarded = ""
+                self.spent.streamed(len(fields["text"]))
+            case EventType.TOOL_ARGS:
+                self.spent.streamed(len(fields.get("delta") or ""))
             case EventType.TEXT_DONE | EventType.REASONING_DONE:
                 self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
             case EventType.TOOL_CALLED:
@@ -92,8 +96,9 @@ class Digest:
                 self._finished(fields)
             case EventType.MODEL_REQUESTED:
                 self._step = fields.get("step", self._step)
+                self.spent.requested(fields.get("model", ""), fields.get("attempt", 1))
             case EventType.MODEL_RESPONDED:
-                self._count(fields.get("usage"))
+                self.spent.responded(fields.get("usage"))
                 self.finish_reason = fields.get("finish_reason")
             case EventType.ATTEMPT_DISCARDED:
                 self._discard(fields)
@@ -114,9 +119,14 @@ class Digest:
         """`text()`, with the last discarded text where nothing followed it."""
         return self.text() + self._last_discarded
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, int | float]:
         """Sums over model.responded: requests, input_tokens, output_tokens and what else models count."""
-        return dict(self._usage)
+        return self.spent.totals()
+
+    @property
+    def tool_calls(self) -> int:
+        """How many calls were asked for; one that was taken back before it ended is not counted."""
+        return sum(1 for c in self._calls.values() if not c.discarded or c.outcome is not None)
 
     def part_text(self, number: int) -> str:
         """The text of one part so far."""
@@ -186,12 +196,6 @@ class Digest:
         if call is not None and call.outcome is None:
             call.outcome = fields["outcome"]
             call.result = fields.get("result")
-
-    def _count(self, usage: Mapping[str, Any] | None) -> None:
-        self._usage["requests"] = self._usage.get("requests", 0) + 1
-        for name, value in (usage or {}).items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                self._usage[name] = self._usage.get(name, 0) + value
 
     def _discard(self, fields: Mapping[str, Any]) -> None:
         dropped = []

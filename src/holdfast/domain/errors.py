@@ -3,6 +3,7 @@
 HoldfastError            has a code of the catalogue, a cause and a remedy
   StoreUnavailable       the outcome of a store operation is unknown; repeat it
   RunEnded               an agent, model or tool ended its run, with a reason
+  AgentExit              code of a run called exit() or raised KeyboardInterrupt; its run's failure, nobody else's
 """
 
 from __future__ import annotations
@@ -120,6 +121,31 @@ class RunEnded(Exception):
     def to_error(self) -> dict[str, Any]:
         """The `error` object of run.failed and of the run record."""
         return run_error(self.code, self.message, self.cause, self.remedy, retryable=self.retryable)
+
+
+class AgentExit(Exception):
+    """In place of a SystemExit or a KeyboardInterrupt, which would end the loop that all runs share.
+
+    An ordinary exception, so that in a tool it is a failed result, and anywhere else the end of that run only.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        """Name what was raised; of an exit also its code, if that is a number."""
+        self.cause = type(error).__name__
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
+        super().__init__(f"the agent raised {self.cause}" + ("" if code is None else f"({code})"))
+
+    def ended(self) -> RunEnded:
+        """How the run ends of it."""
+        remedy = "let agents and tools raise ordinary exceptions"
+        return RunEnded(Reason.AGENT_ERROR, "agent_exit", str(self), cause=self.cause, remedy=remedy)
+
+
+def exit_in(error: BaseException) -> AgentExit | None:
+    """The exit that an exception is, or that a group of them holds: a task group wraps what its tasks raise."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := exit_in(each)) is not None), None)
+    return error if isinstance(error, AgentExit) else None
 
 
 def run_error(code: str, message: str, cause: str | None, remedy: str, *, retryable: bool) -> dict[str, Any]:

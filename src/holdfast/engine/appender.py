@@ -8,6 +8,7 @@ else. Nobody sees an event before the store has acknowledged it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import Any, Final
 
@@ -81,6 +82,7 @@ class Appender:
         self._acked_count = 0
         self._last_flush = 0.0
         self._closed = False
+        self.writing_since: float | None = None  # the batch in flight, by time.monotonic()
         self._frozen: tuple[list[bytes], bytes | None] | None = None
         self.fold = fold
         self.head = claim.base
@@ -250,6 +252,7 @@ class Appender:
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         self._frozen = (events, checkpoint)
+        self.writing_since = time.monotonic()
         pause = _RETRY_S
         while True:
             try:
@@ -261,7 +264,7 @@ class Appender:
                 pause = min(_RETRY_MAX_S, pause * 2)
             else:
                 self.head = self._judge(answer)
-                self._frozen = None
+                self._frozen = self.writing_since = None
                 return
 
     async def _append(self, events: list[bytes], checkpoint: bytes | None) -> Appended:

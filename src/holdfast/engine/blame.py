@@ -2,7 +2,8 @@
 
 Every step of a task that works for a run is wrapped: before the step the run's slot number is written into the mark,
 after it the mark is cleared. A loop that does not beat is inside the step that the mark names. A step costs two
-writes of eight bytes.
+writes of eight bytes. What leaves a step as SystemExit or KeyboardInterrupt would end the loop that all runs share; it
+leaves as an `AgentExit` instead, whatever task of the run's it was.
 
 A sync tool in a thread can block the loop, too: a long call into C that keeps the interpreter's lock. So tool threads
 are on the board as well, and `culprit` looks which of them works while the loop's thread only asks for the lock.
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from holdfast.domain.errors import AgentExit
 from holdfast.domain.ids import RunKey
 
 SLOTS: Final = 4096
@@ -32,7 +34,7 @@ SIZE: Final = _NAMES_AT + SLOTS * _NAME_BYTES
 _WORKS: Final = 0.3  # of a processor, in a thread that holds the lock
 _ASKS: Final = 20  # times a second, at least, for the lock; CPython asks 200 times
 
-_slot: ContextVar[int] = ContextVar("holdfast_blame_slot", default=0)
+_slot: ContextVar[int | None] = ContextVar("holdfast_blame_slot", default=None)  # 0: a run that has no slot
 
 
 class BlameBoard:
@@ -64,6 +66,15 @@ class BlameBoard:
         os.ftruncate(fd, SIZE)
         return fd
 
+    @classmethod
+    def alone(cls) -> BlameBoard:
+        """A board that no other process looks at: for a worker on a thread."""
+        fd = cls.create()
+        try:
+            return cls(fd)
+        finally:
+            os.close(fd)
+
     def take(self, key: RunKey) -> int:
         """A slot for a run; 0, which blames nobody, where all are taken."""
         if not self._free:
@@ -94,7 +105,7 @@ class BlameBoard:
 
     def enter_thread(self, context: Context) -> Callable[[], None]:
         """This thread begins to work in `context`; what to call when it has ended."""
-        slot = context.get(_slot, 0)
+        slot = context.get(_slot)
         with self._lock:
             if not slot or not self._free_threads:
                 return _nothing
@@ -133,8 +144,8 @@ class BlameBoard:
         `eager_start`, which later Pythons pass, is not followed: a task's first step is marked like the others.
         """
         del eager_start
-        slot = _slot.get() if context is None else context.get(_slot, 0)
-        marked = _Marked(work, slot, self._mark) if slot else work
+        slot = _slot.get() if context is None else context.get(_slot)
+        marked = work if slot is None else _Marked(work, slot, self._mark)
         return asyncio.Task(marked, loop=loop, context=context, name=name)
 
 
@@ -192,14 +203,20 @@ def work_for(slot: int) -> None:
     _slot.set(slot)
 
 
+def works_for(task: asyncio.Task[Any]) -> int | None:
+    """The slot of the run that a task works for; None for the engine's own."""
+    coroutine = task.get_coro()
+    return coroutine.slot if isinstance(coroutine, _Marked) else None
+
+
 class _Marked(Coroutine[Any, Any, Any]):
     """A coroutine whose every step is marked."""
 
-    __slots__ = ("_mark", "_slot", "_work", "cr_await", "cr_code", "cr_frame", "cr_running")
+    __slots__ = ("_mark", "cr_await", "cr_code", "cr_frame", "cr_running", "slot", "work")
 
     def __init__(self, work: Any, slot: int, mark: memoryview) -> None:
-        self._work = work
-        self._slot = slot
+        self.work = work
+        self.slot = slot
         self._mark = mark
         self.cr_code = getattr(work, "cr_code", None)
         self.cr_frame = getattr(work, "cr_frame", None)
@@ -209,23 +226,27 @@ class _Marked(Coroutine[Any, Any, Any]):
     def send(self, value: Any) -> Any:
         mark = self._mark
         before = mark[0]
-        mark[0] = self._slot
+        mark[0] = self.slot
         try:
-            return self._work.send(value)
+            return self.work.send(value)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise AgentExit(error) from error
         finally:
             mark[0] = before
 
     def throw(self, kind: Any, value: BaseException | object = None, trace: TracebackType | None = None) -> Any:
         mark = self._mark
         before = mark[0]
-        mark[0] = self._slot
+        mark[0] = self.slot
         try:
-            return self._work.throw(kind if value is None else value)
+            return self.work.throw(kind if value is None else value)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise AgentExit(error) from error
         finally:
             mark[0] = before
 
     def close(self) -> None:
-        self._work.close()
+        self.work.close()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return (yield from self._work.__await__())
+        return (yield from self.work.__await__())

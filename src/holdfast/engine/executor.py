@@ -21,16 +21,27 @@ from typing import Any, Final, TypeVar
 
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
-from holdfast.domain.digest import Digest
-from holdfast.domain.errors import RunEnded, StoreUnavailable, run_error
-from holdfast.domain.events import EventType, decode_event, encode_event
+from holdfast.domain.errors import AgentExit, RunEnded, StoreUnavailable
+from holdfast.domain.events import EventType, encode_event
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.engine.appender import Appender, Lost
+from holdfast.engine.beginning import context_of, read_history, read_log
 from holdfast.engine.blame import BlameBoard, work_for
-from holdfast.engine.outcomes import Outcome, Told, deadline_error, failure, terminal, tool_ends
+from holdfast.engine.budgets import Budget
+from holdfast.engine.outcomes import (
+    Outcome,
+    Told,
+    deadline_error,
+    failure,
+    internal_failure,
+    store_failure,
+    terminal,
+    tool_ends,
+)
 from holdfast.engine.telling import as_ended, tell_end, tell_ends
 from holdfast.engine.translate import Translator
+from holdfast.engine.watching import RunWatch
 from holdfast.ports.agent import Agent, Result, RunContext
 from holdfast.ports.clock import Clock
 from holdfast.ports.probe import Probe, enter
@@ -39,7 +50,6 @@ from holdfast.telemetry import Log
 
 T = TypeVar("T")
 
-_READ_PAGE: Final = 500
 _FINISH_RETRY_S: Final = 0.2
 _CLOSE_S: Final = 10.0
 
@@ -69,16 +79,23 @@ class Executor:
         self._agent = agent
         self._around = around
         self._told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        self._over: asyncio.Future[RunEnded] = asyncio.get_running_loop().create_future()  # a limit of ours is reached
         self._began = time.monotonic()
         self._deadline = asyncio.get_running_loop().time() + max(0, claim.deadline_left_ms) / 1000
         self._appender: Appender | None = None
         self._translator: Translator | None = None
         self._ctx: RunContext | None = None
+        self.watch = RunWatch(claim, around.settings, around.clock, self.probe, self._deadline)
 
     def tell(self, told: Told) -> None:
         """Stop, release or lose the run; the first word counts, except that a lost run is lost."""
         if not self._told.done():
             self._told.set_result(told)
+            self.watch.told = True
+
+    def lingers(self) -> bool:
+        """Whether a task or a thread that worked for the run is still there."""
+        return (self.abandoned is not None and not self.abandoned.done()) or bool(self.probe.threads_running())
 
     async def run(self) -> None:
         """The whole life of this claim. Raises nothing but what cancels it."""
@@ -90,10 +107,10 @@ class Executor:
             self._log("run_lost", status=lost.status)
             return
         except StoreUnavailable as error:
-            outcome = self._store_error(error)
+            outcome = replace(store_failure(error, self._now_ms()), open_before=tuple(self._open_calls()))
         except Exception as error:  # noqa: BLE001 - a fault of ours still ends the run, with a cause
             self._log("executor_failed", error=repr(error), trace_back=traceback.format_exc(limit=8))
-            outcome = self._internal(error)
+            outcome = replace(internal_failure(error, self._now_ms()), open_before=tuple(self._open_calls()))
         if outcome is None or self._appender is None:
             return  # lost or released; or never begun: the lease runs out, and no attempt is counted
         try:
@@ -110,66 +127,24 @@ class Executor:
     async def _begin(self) -> tuple[Appender, RunContext]:
         """Write run.started, and what a resumed attempt takes back, before the agent does anything."""
         claim, around = self.claim, self._around
-        fold, since = await self._read_log()
+        fold, since = await read_log(around.store, claim, self._repeat)
         first_part = fold.next_part()
         appender = Appender(around.store, claim, around.settings, around.clock, around.owner, fold)
-        self._appender = appender
+        self._appender = self.watch.appender = appender
         started = {"worker": around.worker, "attempt": claim.attempt, "epoch": claim.fence.epoch}
         appender.put(EventType.RUN_STARTED, started)
         parts, calls = since.parts(), since.calls()
         if parts or calls:
             dropped = {"step": 0, "reason": "resumed", "parts": parts, "calls": calls}
             appender.put(EventType.ATTEMPT_DISCARDED, dropped)
-        history = await self._history()
+        history = await read_history(around.store, claim, self._repeat)
         await appender.flush()
         self._raise_failed(appender)
         self._log("stream_start", attempt=claim.attempt)
-        self._translator = Translator(appender, self.probe, self._may_begin)
-        ctx = self._context(history, first_part)
-        self._ctx = ctx
+        budget = Budget(around.settings, fold)
+        self._translator = self.watch.translator = Translator(appender, self.probe, self._may_begin, budget)
+        ctx = self._ctx = context_of(claim, history, first_part, self._deadline, self.probe)
         return appender, ctx
-
-    async def _read_log(self) -> tuple[Digest, Digest]:
-        """The fold of what is there, and of what came after the last checkpoint."""
-        fold, since, after = Digest(), Digest(), 0
-        while after < self.claim.base:
-            page = await self._repeat(partial(self._around.store.read, self.claim.key, after, _READ_PAGE))
-            if not page.events:
-                raise Lost(Status.GAP)
-            for data in page.events:
-                after += 1
-                event = decode_event(data)
-                fold.feed(event["type"], event)
-                if after > self.claim.checkpoint_seq:
-                    since.feed(event["type"], event)
-        return fold, since
-
-    async def _history(self) -> list[HistoryEntry]:
-        claim = self.claim
-        history = partial(self._around.store.history, claim.key.tenant, claim.session)
-        entries: list[HistoryEntry] = await self._repeat(history)
-        if claim.spec.context:
-            entries.append(HistoryEntry(run="", state=State.COMPLETED, messages=claim.spec.context))
-        return entries
-
-    def _context(self, history: list[HistoryEntry], first_part: int) -> RunContext:
-        claim = self.claim
-        return RunContext(
-            key=claim.key,
-            session=claim.session,
-            attempt=claim.attempt,
-            epoch=claim.fence.epoch,
-            input=claim.spec.input,
-            history=history,
-            checkpoint=claim.checkpoint,
-            first_part=first_part,
-            deadline=self._deadline,
-            model=claim.spec.model,
-            settings=claim.spec.settings,
-            instructions=claim.spec.instructions,
-            metadata=claim.spec.metadata,
-            probe=self.probe,
-        )
 
     # drive and watch
 
@@ -177,7 +152,8 @@ class Executor:
         """Run the agent until it ends, or is told to, or is out of time. None: the run is not ours to end."""
         loop = asyncio.get_running_loop()
         work = self._spawn_agent(ctx)
-        waits: set[asyncio.Future[Any]] = {work, self._told, appender.failed}
+        waits: set[asyncio.Future[Any]] = {work, self._told, self._over, appender.failed}
+        self.watch.work = work
         await asyncio.wait(waits, timeout=max(0.0, self._deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED)
         if appender.failed.done():
             await self._interrupt(work)
@@ -186,14 +162,16 @@ class Executor:
             return self._finished(work)
         if self._told.done():
             return await self._obey(appender, work, self._told.result())
-        return await self._time_up(work, appender)
+        if self._over.done():
+            return await self._cut_short(work, self._over.result())
+        return await self._time_up(work)
 
     def _spawn_agent(self, ctx: RunContext) -> asyncio.Task[Result | None]:
         """Start the agent's task, marked on the board of a supervised worker for as long as it lives."""
         name, board = f"agent {self.claim.key.run}", self._around.board
         if board is None:
             return self._around.owner.spawn(self._iterate(ctx), name)
-        slot = board.take(self.claim.key)
+        slot = self.watch.slot = board.take(self.claim.key)
         context = contextvars.copy_context()
         context.run(work_for, slot)
         work = context.run(self._around.owner.spawn, self._iterate(ctx), name)
@@ -208,15 +186,13 @@ class Executor:
         events = self._agent.run(ctx)
         try:
             async for event in events:
-                await translator.take(event)
+                try:
+                    await translator.take(event)
+                except RunEnded as ended:  # the agent is not asked, so it is not waited for longer than the grace
+                    self._over.set_result(ended)
+                    raise
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop that all runs share
-            raise RunEnded(
-                Reason.AGENT_ERROR,
-                "agent_exit",
-                f"the agent raised {type(error).__name__}",
-                cause=type(error).__name__,
-                remedy="let agents and tools raise ordinary exceptions",
-            ) from error
+            raise AgentExit(error).ended() from error
         finally:
             close = getattr(events, "aclose", None)
             if close is not None:
@@ -225,7 +201,7 @@ class Executor:
         return translator.result
 
     def _finished(self, work: asyncio.Task[Result | None]) -> Outcome:
-        now_ms = self._around.clock.wall_ms()
+        now_ms = self._now_ms()
         if work.cancelled():
             error = RunEnded(
                 Reason.AGENT_ERROR, "agent_cancelled", "the agent cancelled its own task", remedy="let it raise instead"
@@ -236,6 +212,8 @@ class Executor:
             if not isinstance(problem, RunEnded):
                 lines = traceback.format_exception(problem)
                 self._log("agent_failed", error=repr(problem), trace_back="".join(lines)[-4000:])
+            elif self._over.done():
+                self._tell_late()  # the agent was ended, not heard out: what it had said by then counts
             return replace(failure(problem, now_ms), open_before=tuple(self._open_calls()))
         return Outcome(State.COMPLETED, Reason.FINISHED, result=work.result())
 
@@ -262,8 +240,13 @@ class Executor:
             open_before=open_before,
         )
 
-    async def _time_up(self, work: asyncio.Task[Result | None], appender: Appender) -> Outcome:
-        now_ms = self._around.clock.wall_ms()
+    async def _cut_short(self, work: asyncio.Task[Result | None], ended: RunEnded) -> Outcome:
+        """A limit of ours was reached in the middle of what the agent said; it may take its time to leave."""
+        outcome = replace(failure(ended, self._now_ms()), open_before=tuple(self._open_calls()))
+        return replace(outcome, abandoned=await self._interrupt(work))
+
+    async def _time_up(self, work: asyncio.Task[Result | None]) -> Outcome:
+        now_ms = self._now_ms()
         open_before = tuple(self._open_calls())
         late = await self._interrupt(work)
         since_ready = (now_ms - self.claim.ready_at) / 1000
@@ -278,13 +261,17 @@ class Executor:
 
     async def _interrupt(self, work: asyncio.Task[Any]) -> bool:
         """Cancel the agent and wait for it, at most the grace; whether it had to be abandoned."""
+        self.watch.told = True
         work.cancel()
         if not await settle([work], self._around.settings.stop_grace_s):
-            if self._translator is not None and self._ctx is not None:
-                self._translator.late(self._ctx.leftover)
+            self._tell_late()
             return False
         self.abandoned = work
         return True
+
+    def _tell_late(self) -> None:
+        if self._translator is not None and self._ctx is not None:
+            self._translator.late(self._ctx.leftover)
 
     async def _release(self, appender: Appender) -> None:
         rest = await appender.close(_CLOSE_S)
@@ -300,8 +287,10 @@ class Executor:
 
     async def _may_begin(self) -> None:
         """Hold back new model and tool calls while the lease may be lost; the deadline bounds the wait."""
-        while not self._around.healthy():  # noqa: ASYNC110 - a thread renews, it has no event of this loop
-            await asyncio.sleep(0.1)
+        while not self._around.healthy():
+            self.watch.lease_since = self.watch.lease_since or time.monotonic()
+            await asyncio.sleep(0.1)  # a thread renews, it has no event of this loop
+        self.watch.lease_since = None
 
     # end
 
@@ -367,7 +356,7 @@ class Executor:
             state=State.CANCELLED,
             reason=reason or (told.reason if told else None) or Reason.STOPPED,
             by=told.by if told else "",
-            requested_ms=told.requested_ms if told and told.requested_ms else self._around.clock.wall_ms(),
+            requested_ms=told.requested_ms if told and told.requested_ms else self._now_ms(),
             error=None,
         )
 
@@ -409,22 +398,6 @@ class Executor:
 
     # words
 
-    def _store_error(self, error: StoreUnavailable) -> Outcome:
-        remedy = error.remedy if error.full else "check the store; /readyz says more"
-        described = run_error("store_error", error.detail, None, remedy, retryable=True)
-        return self._broken(Reason.STORE_ERROR, described)
-
-    def _internal(self, error: Exception) -> Outcome:
-        text = f"{type(error).__name__}: {error}"
-        remedy = "this is a fault in Holdfast: report it with the server's log"
-        return self._broken(
-            Reason.AGENT_ERROR, run_error("internal", text, type(error).__name__, remedy, retryable=True)
-        )
-
-    def _broken(self, reason: Reason, error: dict[str, Any]) -> Outcome:
-        now_ms = self._around.clock.wall_ms()
-        return Outcome(State.FAILED, reason, requested_ms=now_ms, error=error, open_before=tuple(self._open_calls()))
-
     @staticmethod
     def _raise_failed(appender: Appender) -> None:
         if appender.failed.done():
@@ -432,7 +405,10 @@ class Executor:
 
     def _log_end(self, outcome: Outcome) -> None:
         """Its own worker tells at once: the store answers it before anybody can claim the next run here."""
-        tell_end(self._around.log, as_ended(self.claim, outcome, self._around.clock.wall_ms()))
+        tell_end(self._around.log, as_ended(self.claim, outcome, self._now_ms()))
+
+    def _now_ms(self) -> int:
+        return self._around.clock.wall_ms()
 
     def _log(self, event: str, **facts: Any) -> None:
         claim = self.claim

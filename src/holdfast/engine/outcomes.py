@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.domain.digest import Digest, OpenCall
-from holdfast.domain.errors import RunEnded, run_error
+from holdfast.domain.errors import RunEnded, StoreUnavailable, exit_in, run_error
 from holdfast.domain.events import EventType
 from holdfast.domain.receipts import Ended, ToolEnd, receipt
 from holdfast.domain.runs import Reason, State
@@ -42,6 +42,9 @@ class Outcome:
 
 def failure(error: BaseException, now_ms: int) -> Outcome:
     """The outcome of an agent that raised."""
+    left = exit_in(error)
+    if left is not None:
+        error = left.ended()
     if isinstance(error, RunEnded):
         return Outcome(State.FAILED, error.reason, requested_ms=now_ms, error=error.to_error())
     name = type(error).__name__
@@ -49,6 +52,21 @@ def failure(error: BaseException, now_ms: int) -> Outcome:
     described = run_error(
         "agent_error", text, name, "see the server's log for the trace; correct the agent's code", retryable=False
     )
+    return Outcome(State.FAILED, Reason.AGENT_ERROR, requested_ms=now_ms, error=described)
+
+
+def store_failure(error: StoreUnavailable, now_ms: int) -> Outcome:
+    """The outcome of a run whose store did not answer for too long."""
+    remedy = error.remedy if error.full else "check the store; /readyz says more"
+    described = run_error("store_error", error.detail, None, remedy, retryable=True)
+    return Outcome(State.FAILED, Reason.STORE_ERROR, requested_ms=now_ms, error=described)
+
+
+def internal_failure(error: Exception, now_ms: int) -> Outcome:
+    """The outcome of a run that met a fault of ours."""
+    name = type(error).__name__
+    remedy = "this is a fault in Holdfast: report it with the server's log"
+    described = run_error("internal", f"{name}: {error}", name, remedy, retryable=True)
     return Outcome(State.FAILED, Reason.AGENT_ERROR, requested_ms=now_ms, error=described)
 
 

@@ -18,6 +18,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import RunKey, new_run_id, new_session_id
 from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
+from holdfast.engine.reasons import inspection
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import AgentInfo
 from holdfast.ports.store import (
@@ -234,7 +235,7 @@ class Sessions:
         """Why a run is not finished: its timers, and what its worker says of it."""
         record = await self.get(key)
         held = await self._inspector.inspect(key) if self._inspector else None
-        return _inspection(record, held)
+        return await inspection(self._store, record, held)
 
     async def workers(self) -> list[WorkerRecord]:
         """The workers that reported in the last minute."""
@@ -321,26 +322,3 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
 def _body_hash(request: StartRequest) -> str:
     asked = msgspec.structs.replace(request, idempotency_key="", trace="", listens=False)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
-
-
-def _inspection(record: RunRecord, held: dict[str, Any] | None) -> dict[str, Any]:
-    if held is None:
-        waits = {
-            State.QUEUED: "a worker" if record.position == 0 else f"{record.position} runs before it in its session",
-            State.WAITING: "a decision",
-            State.RUNNING: "its worker, which does not answer here",
-        }.get(record.state, "nothing: it has ended")
-        held = {"waiting_on": waits, "since_ms": None}
-    timers = [
-        {"name": "lease", "left_ms": record.lease_left_ms},
-        {"name": "due", "left_ms": record.due_in_ms},
-    ]
-    return {
-        "run": record.key.run,
-        "state": record.state,
-        "reason": record.reason,
-        "stopping": record.stopping,
-        "worker": record.worker,
-        "timers": [t for t in timers if t["left_ms"] is not None],
-        **held,
-    }

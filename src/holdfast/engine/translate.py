@@ -10,6 +10,7 @@ from holdfast.domain.errors import RunEnded
 from holdfast.domain.events import VALUE_BYTES_MAX, EventType, bounded
 from holdfast.domain.runs import Reason
 from holdfast.engine.appender import Appender
+from holdfast.engine.budgets import Budget
 from holdfast.ports.agent import (
     AgentEvent,
     AttemptDiscarded,
@@ -35,8 +36,11 @@ _PROGRESS_BYTES_MAX: Final = 16 * 1024
 class Translator:
     """Puts an agent's events into the log of one claim, and waits where the contract says that it waits."""
 
-    def __init__(self, appender: Appender, probe: Probe, may_begin: Callable[[], Awaitable[None]]) -> None:
-        """Take the log, and the gate before new model and tool calls."""
+    def __init__(
+        self, appender: Appender, probe: Probe, may_begin: Callable[[], Awaitable[None]], budget: Budget
+    ) -> None:
+        """Take the log, and what stands before new model and tool calls: a gate, and a budget."""
+        self._budget = budget
         self._appender = appender
         self._probe = probe
         self._may_begin = may_begin
@@ -44,6 +48,8 @@ class Translator:
         self._called: dict[str, float] = {}
         self.result: Result | None = None
         self.first_content_ms: int | None = None  # wall
+        self.progress_at = time.monotonic()  # of the last event of the agent
+        self.model_open = self.model_content = False  # a request without its response; something of that response
 
     def tool_ms(self, call: str) -> int | None:
         """How long ago a call was asked for."""
@@ -61,6 +67,7 @@ class Translator:
             raise RunEnded(
                 Reason.AGENT_ERROR, "after_result", f"the agent yielded {type(event).__name__} after its result"
             )
+        self.progress_at = time.monotonic()
         match event:
             case TextDelta() | ReasoningDelta():
                 self._delta(event)
@@ -68,11 +75,15 @@ class Translator:
                 self._done(event.part)
             case ToolArgs() | ToolCalled() | ToolProgress() | ToolFinished():
                 self._tool(event)
+                if isinstance(event, ToolCalled):
+                    self._budget.after_call()
             case Checkpoint():
                 self._appender.save(event.data)
                 await self._appender.flush()
                 await self._may_begin()
             case ModelRequested():
+                self._budget.before_model(event.attempt)
+                self.model_open, self.model_content = True, False
                 self._put(EventType.MODEL_REQUESTED, step=event.step, model=event.model, attempt=event.attempt)
                 await self._may_begin()
             case ModelResponded() | ModelRetried() | AttemptDiscarded() | Degraded():
@@ -82,6 +93,7 @@ class Translator:
             case _:  # type annotations do not bind what users yield
                 self._unknown(event)  # type: ignore[unreachable]
         await self._appender.room()
+        self.progress_at = time.monotonic()  # what held the agent up meanwhile was the store, and has been said
 
     def late(self, events: list[AgentEvent]) -> None:
         """What had happened when the agent was ended, and was not yet told: the log must not know less than history."""
@@ -101,6 +113,7 @@ class Translator:
     def _delta(self, event: TextDelta | ReasoningDelta) -> None:
         if not event.text:
             return
+        self.model_content = True
         is_text = isinstance(event, TextDelta)
         if event.part not in self._text_parts:
             self._text_parts[event.part] = is_text
@@ -141,15 +154,19 @@ class Translator:
     def _model(self, event: ModelResponded | ModelRetried | AttemptDiscarded | Degraded) -> None:
         match event:
             case ModelResponded():
+                self.model_open = False
+                usage = self._budget.priced(event)
                 self._put(
                     EventType.MODEL_RESPONDED,
                     step=event.step,
                     model=event.model,
                     finish_reason=event.finish_reason,
-                    usage=event.usage,
+                    usage=usage,
                     ttft_ms=event.ttft_ms,
                     duration_ms=event.duration_ms,
                 )
+                for blind in self._budget.blind_to(event, usage):
+                    self._put(EventType.DEGRADED, what=blind.what, why=blind.why)
             case ModelRetried():
                 self._put(
                     EventType.MODEL_RETRIED,

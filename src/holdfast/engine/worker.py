@@ -18,6 +18,7 @@ from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
+from holdfast.engine.gauges import process_facts
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
@@ -30,6 +31,8 @@ _POLL_S: Final = 1.0
 _PAUSE_S: Final = 0.5  # after a loop of ours has failed
 _CLAIM_MAX: Final = 16
 _BEAT_S: Final = 0.25
+_NOTICE_S: Final = 1.0
+_LINGERING_MAX: Final = 64
 
 
 class Worker:
@@ -67,19 +70,24 @@ class Worker:
         self._owner = Owner(self._task_failed)
         self._executors: dict[RunKey, tuple[Executor, asyncio.Task[None]]] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
+        self._lingering: dict[RunKey, Executor] = {}  # ended, and a task or thread of theirs has not
         self._accepting = True
         self._freed = asyncio.Event()
         self._closed = asyncio.Event()
-        self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver)
+        blamed = board.blamed if board is not None else _nobody
+        self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver, blamed)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy, board)
 
     async def run(self) -> None:
         """Claim and hold until `close` is called; returns when everything has ended or was abandoned."""
+        self._loop = asyncio.get_running_loop()
         self._heartbeat.start()
         loops = [
             self._owner.spawn(self._forever("claims", self._claim_loop), "claims"),
             self._owner.spawn(self._forever("control", self._control_loop), "control"),
             self._owner.spawn(self._forever("beat", self._beat_loop), "beat"),
+            self._owner.spawn(self._forever("notices", self._notice_loop), "notices"),
         ]
         while not await wait_event(self._closed, _POLL_S):
             pass
@@ -110,11 +118,16 @@ class Worker:
         await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
 
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a held run waits on; from any loop."""
+        """What a run waits on that is held here, or that has left something behind; on the loop of this worker."""
         held = self._executors.get(key)
-        if held is None:
+        executor = held[0] if held is not None else self._lingering.get(key)
+        if executor is None:
             return None
-        return {**held[0].probe.snapshot(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
+        return {**executor.watch.inspect(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
+
+    def silent_ms(self) -> int:
+        """How long ago the loop last beat; from any thread."""
+        return self._heartbeat.silent_ms()
 
     # claiming
 
@@ -158,6 +171,9 @@ class Worker:
         held = self._executors.get(key)
         if held is not None and held[0] is executor:
             del self._executors[key]
+        self._lingering = {k: each for k, each in self._lingering.items() if each.lingers()}
+        if executor.lingers() and len(self._lingering) < _LINGERING_MAX:
+            self._lingering[key] = executor
         late = executor.abandoned
         if late is not None and not late.done():
             self._abandoned.add(late)
@@ -196,6 +212,14 @@ class Worker:
             self._heartbeat.beat()
             await asyncio.sleep(_BEAT_S)
 
+    async def _notice_loop(self) -> None:
+        """Look at every run for whether it makes progress."""
+        pause_s = min(_NOTICE_S, max(_BEAT_S, self._settings.stalled_notice_s / 4))
+        while True:
+            for executor, _ in list(self._executors.values()):
+                executor.watch.notice()
+            await asyncio.sleep(pause_s)
+
     # what others ask
 
     def _held(self) -> list[Held]:
@@ -209,6 +233,9 @@ class Worker:
             "tasks": len(self._owner),
             "agents": sorted(self._agents),
             "accepting": self._accepting,
+            "lingering": len(self._lingering),
+            "upstreams": sum(executor.probe.upstreams_open for executor, _ in list(self._executors.values())),
+            **process_facts(self._loop),
             **self._pool_facts(),
         }
 
@@ -232,6 +259,11 @@ class Worker:
             return
         trace = "".join(traceback.format_exception(error))[-4000:]
         self._log.write("task_failed", worker=self.name, task=name, error=repr(error), trace_back=trace)
+
+
+def _nobody() -> RunKey | None:
+    """Where nobody is marked, nobody is blamed."""
+    return None
 
 
 def worker_name(pid: int) -> str:

@@ -48,6 +48,14 @@ class GatewayApp:
         """How many streaming responses are open."""
         return self._gate.readers
 
+    def facts(self) -> dict[str, Any]:
+        """How many of everything this process has; on its loop."""
+        return self._gate.facts()
+
+    def count_connections(self, connections: Callable[[], int]) -> None:
+        """Where the number of open connections is had."""
+        self._gate.connections = connections
+
     def close_readers(self) -> None:
         """Not ready from now on; every stream ends at once, and its reader resumes at another gateway or later."""
         self._gate.close_readers()

@@ -12,6 +12,7 @@ from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
+from holdfast.engine.gauges import process_facts
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway.checks import Check
 from holdfast.telemetry import Log
@@ -27,6 +28,10 @@ class Closable(Protocol):
     def close(self) -> None:
         """End it now."""
         ...
+
+
+def _none() -> int:
+    return 0
 
 
 class Gate:
@@ -51,6 +56,7 @@ class Gate:
         self.store = Check(self.owner, "store", sessions.health)
         self.description: dict[str, Any] = {}
         self.closing = False
+        self.connections: Callable[[], int] = _none  # told by the server
         self._readers: set[Closable] = set()
         self._listened: set[RunKey] = set()
         self._renewing = False
@@ -59,6 +65,16 @@ class Gate:
     def readers(self) -> int:
         """How many streaming responses are open."""
         return len(self._readers)
+
+    def facts(self) -> dict[str, Any]:
+        """How many of everything this process has: for /health, and for whoever watches that nothing piles up."""
+        return {
+            "connections": self.connections(),
+            "readers": len(self._readers),
+            "listened": len(self._listened),
+            "tasks": len(self.owner),
+            **process_facts(asyncio.get_running_loop()),
+        }
 
     def attach(self, reader: Closable) -> None:
         """Know a streaming response, to close it with the server."""

@@ -56,6 +56,7 @@ async def health(gate: Gate, request: Request) -> Response:
             "store": store if store is not None else {"error": store_why},
             "agents": [agent.name for agent in gate.sessions.agents()],
             "readers": gate.readers,
+            "process": gate.facts(),
             **gate.version,
         }
     )

@@ -69,6 +69,7 @@ class Server:
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._handler = _ToLog(log)
+        app.count_connections(lambda: len(self.connections))
 
     @property
     def connections(self) -> list[HttpToolsProtocol]:

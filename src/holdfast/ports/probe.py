@@ -9,9 +9,21 @@ from __future__ import annotations
 import threading
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+_SHOWN = 20  # tools in a snapshot
 _current: ContextVar[Probe | None] = ContextVar("holdfast_probe", default=None)
+
+
+@dataclass(frozen=True)
+class ThreadAtWork:
+    """A thread that works for a call; `abandoned` if nobody waits for it any more."""
+
+    call: str
+    ident: int
+    since: float
+    abandoned: bool
 
 
 class Probe:
@@ -22,7 +34,7 @@ class Probe:
         self._lock = threading.Lock()
         self._upstreams_open = 0
         self._tools: dict[str, tuple[str, float]] = {}
-        self._threads: dict[str, int] = {}
+        self._threads: list[tuple[str, int, float]] = []  # call, thread, since
         self.upstream_opened_at: float | None = None
         self.upstream_closed_at: float | None = None
         self.last_byte_at: float | None = None
@@ -31,6 +43,7 @@ class Probe:
         self.since = time.monotonic()
         self.fires = ""
         self.fires_at: float | None = None
+        self.history: dict[str, Any] = {}  # what was made of the session's messages before the model got them
 
     def upstream_opened(self) -> None:
         """A model request begins: from here until `upstream_closed` a socket may be open."""
@@ -55,10 +68,12 @@ class Probe:
 
     def waits(self, on: str, fires: str = "", fires_in_s: float | None = None) -> None:
         """Say what the run waits on from now, and which timer ends the wait when."""
-        self.since = time.monotonic()
-        self.waiting_on = on
-        self.fires = fires
-        self.fires_at = None if fires_in_s is None else self.since + fires_in_s
+        now = time.monotonic()
+        with self._lock:  # all or none: a thread of another part reads them
+            self.since = now
+            self.waiting_on = on
+            self.fires = fires
+            self.fires_at = None if fires_in_s is None else now + fires_in_s
 
     def tool_started(self, call: str, name: str) -> None:
         """A tool's own code runs from now."""
@@ -71,18 +86,22 @@ class Probe:
             self._tools.pop(call, None)
 
     def thread_started(self, call: str) -> None:
-        """A thread works for this call."""
+        """This thread works for this call."""
         with self._lock:
-            self._threads[call] = self._threads.get(call, 0) + 1
+            self._threads.append((call, threading.get_ident(), time.monotonic()))
 
     def thread_ended(self, call: str) -> None:
-        """That thread is free again."""
+        """This thread is free again."""
+        own = threading.get_ident()
         with self._lock:
-            left = self._threads.get(call, 0) - 1
-            if left > 0:
-                self._threads[call] = left
-            else:
-                self._threads.pop(call, None)
+            found = next((each for each in self._threads if each[:2] == (call, own)), None)
+            if found is not None:
+                self._threads.remove(found)
+
+    def waiting(self) -> tuple[str, str, float | None]:
+        """What was said last by `waits`: what the run waits on, and which timer ends that at what time."""
+        with self._lock:
+            return self.waiting_on, self.fires, self.fires_at
 
     def tools_running(self) -> dict[str, str]:
         """Call -> tool name of the tools whose coroutine has not ended."""
@@ -92,23 +111,28 @@ class Probe:
     def threads_running(self) -> set[str]:
         """The calls that still occupy a thread."""
         with self._lock:
-            return set(self._threads)
+            return {call for call, _, _ in self._threads}
+
+    def threads_at_work(self) -> list[ThreadAtWork]:
+        """The threads that work for this run, oldest first."""
+        with self._lock:
+            return [ThreadAtWork(call, ident, at, call not in self._tools) for call, ident, at in self._threads]
 
     def snapshot(self) -> dict[str, Any]:
         """For inspect: what the run waits on, since when, which timer fires in how long, the last upstream byte."""
         now = time.monotonic()
         with self._lock:
             tools = [{"call": c, "name": n, "since_ms": int((now - t) * 1000)} for c, (n, t) in self._tools.items()]
-            threads = sorted(self._threads)
+            threads = sorted({call for call, _, _ in self._threads})
         return {
             "waiting_on": self.waiting_on,
             "since_ms": int((now - self.since) * 1000),
             "fires": self.fires,
             "fires_in_ms": None if self.fires_at is None else int((self.fires_at - now) * 1000),
+            "threads": threads,
             "upstreams_open": self._upstreams_open,
             "last_upstream_byte_ms": None if self.last_byte_at is None else int((now - self.last_byte_at) * 1000),
-            "tools": tools,
-            "threads": threads,
+            "tools": tools[:_SHOWN],
         }
 
 

@@ -1,0 +1,68 @@
+"""What a claim begins with: the fold of the log that is there, the session's history, the agent's context."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+from holdfast.domain.digest import Digest
+from holdfast.domain.events import decode_event
+from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.runs import State
+from holdfast.engine.appender import Lost
+from holdfast.ports.agent import RunContext
+from holdfast.ports.probe import Probe
+from holdfast.ports.store import Claim, RunStore, Status
+
+_READ_PAGE: Final = 500
+
+Repeat = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # an operation, until its outcome is known
+
+
+async def read_log(store: RunStore, claim: Claim, repeat: Repeat) -> tuple[Digest, Digest]:
+    """The fold of what is there, and of what came after the last checkpoint.
+
+    Raises:
+        Lost: The store has less than it said.
+    """
+    fold, since, after = Digest(), Digest(), 0
+    while after < claim.base:
+        page = await repeat(partial(store.read, claim.key, after, _READ_PAGE))
+        if not page.events:
+            raise Lost(Status.GAP)
+        for data in page.events:
+            after += 1
+            event = decode_event(data)
+            fold.feed(event["type"], event)
+            if after > claim.checkpoint_seq:
+                since.feed(event["type"], event)
+    return fold, since
+
+
+async def read_history(store: RunStore, claim: Claim, repeat: Repeat) -> list[HistoryEntry]:
+    """What earlier runs of the session left, and what its client says was said before."""
+    entries: list[HistoryEntry] = await repeat(partial(store.history, claim.key.tenant, claim.session))
+    if claim.spec.context:
+        entries.append(HistoryEntry(run="", state=State.COMPLETED, messages=claim.spec.context))
+    return entries
+
+
+def context_of(claim: Claim, history: list[HistoryEntry], first_part: int, deadline: float, probe: Probe) -> RunContext:
+    """What the agent is given."""
+    return RunContext(
+        key=claim.key,
+        session=claim.session,
+        attempt=claim.attempt,
+        epoch=claim.fence.epoch,
+        input=claim.spec.input,
+        history=history,
+        checkpoint=claim.checkpoint,
+        first_part=first_part,
+        deadline=deadline,
+        model=claim.spec.model,
+        settings=claim.spec.settings,
+        instructions=claim.spec.instructions,
+        metadata=claim.spec.metadata,
+        probe=probe,
+    )
