@@ -53,6 +53,9 @@ class Settings(BaseModel):
     tool_timeout_s: float = Field(120, gt=0)
     tool_queue_s: float = Field(10, gt=0)
     tool_threads: int = Field(16, ge=1, le=256)
+    tool_processes: int = Field(16, ge=1, le=256)
+    tool_kill_s: float = Field(2, gt=0, le=60)
+    tool_output_bytes: int = Field(65_536, ge=1024, le=8_388_608)
     quarantine: int = Field(4, ge=1)
 
     stop_grace_s: float = Field(2, gt=0)
