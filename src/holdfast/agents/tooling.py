@@ -40,6 +40,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.tools import ToolDenied
 
 from holdfast.agents.checkpoint import Finished
+from holdfast.agents.elsewhere import as_raised
 from holdfast.aio import Owner, settle
 from holdfast.domain.errors import RunEnded
 from holdfast.models import GuardedModel, ModelLimits
@@ -153,7 +154,7 @@ class ToolRunner:
         except SystemExit as error:  # in a task it would end the worker's loop, and every other run with it
             return RuntimeError(f"the tool called exit({error.code})"), None
         except Exception as error:  # noqa: BLE001 - handed to the caller, which sorts it
-            return error, None
+            return as_raised(error), None
         finally:
             self._ctx.probe.tool_ended(name)
 
