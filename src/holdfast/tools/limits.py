@@ -22,10 +22,9 @@ class ProcessLimits:
 
     def __init__(self, settings: Settings, places: int | None = None) -> None:
         """Take the settings; `places` in place of tool_processes."""
-        self.kill_s = settings.tool_kill_s
-        # Told to stop, a tool has half of the run's grace; the other half is for seeing that it is dead, so that the
-        # receipt says what is so.
-        self.stop_kill_s = min(settings.tool_kill_s, settings.stop_grace_s / 2)
+        # From SIGTERM to SIGKILL. Half of the run's grace at most; the other half is for seeing that all are dead, so
+        # that the receipt says what is so.
+        self.kill_s = min(settings.tool_kill_s, settings.stop_grace_s / 2)
         self.output_bytes = settings.tool_output_bytes
         self._places = settings.tool_processes if places is None else places
         self._queue_s = settings.tool_queue_s

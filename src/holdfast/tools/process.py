@@ -70,7 +70,7 @@ class Group:
 
     async def end(self) -> None:
         """SIGTERM to all, SIGKILL to whom that does not end in time; returns when they are gone, or should be."""
-        kill_s = self._limits.stop_kill_s
+        kill_s = self._limits.kill_s
         if not self.exited.done():
             self._stopped = True
         with suppress(OSError):

@@ -29,7 +29,7 @@ from contextlib import suppress
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 LOOK_S = 0.02  # between two looks while something is being ended
-IDLE_S = 0.5  # between two looks at who our parent is
+IDLE_S = 0.25  # between two looks at who our parent is
 KILL_LIMIT_S = 5.0  # what survives SIGKILL for so long is left, and said
 CLEANED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
