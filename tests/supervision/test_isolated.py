@@ -1,5 +1,6 @@
 """P2, P9 and P11 for tools in processes of their own: Stop, a time limit and kill -9 leave none of them alive."""
 
+import signal
 import time
 from contextlib import suppress
 from typing import Any
@@ -97,11 +98,12 @@ def test_kill_9_leaves_no_generation_alive(serve: Serve, figures: Any):
     for times, whom in enumerate(("worker", "gateway", "both"), 1):
         run = Follower(system, system.run("!tool generations {}", session=whom))
         numbers = pids(system, times)[GENERATIONS * (times - 1) :]
+        doomed = {"worker": [worker_pid(system)], "gateway": [system.server.pid]}
+        doomed["both"] = [*doomed["worker"], *doomed["gateway"]]
         killed = time.monotonic()
-        if whom == "both":
-            system.kill()
-        else:
-            kill(worker_pid(system) if whom == "worker" else system.server.pid)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none of two sees the other one die
+            for pid in doomed[whom]:
+                kill(pid, number)
         until(lambda n=numbers: not alive(n), "none lives", 15)
         took = time.monotonic() - killed
         if whom != "worker":

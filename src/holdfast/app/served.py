@@ -56,7 +56,12 @@ async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
 
 def pool_facts(pool: ToolPool) -> Callable[[], dict[str, Any]]:
     """How the tools' threads are, for /api/workers."""
-    return lambda: {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
+    return lambda: {
+        "tool_threads": pool.threads,
+        "tools_queued": pool.queued,
+        "quarantined": pool.quarantined,
+        "quarantine": pool.quarantine,
+    }
 
 
 def _info(agent: Agent, settings: Settings, *, rehearsal: bool) -> AgentInfo:

@@ -54,7 +54,10 @@ class WorkerThread:
     @property
     def why(self) -> str:
         """Why no run would be worked on now, or ""."""
-        return "" if self._thread.is_alive() else "the worker's thread has ended; restart the server, its log says why"
+        if not self._thread.is_alive():
+            return "the worker's thread has ended; restart the server, its log says why"
+        tired = self._served.pool.tired() if self._served is not None else ""
+        return f"{tired}; no new runs until some of them return" if tired else ""
 
     @property
     def dead(self) -> bool:
@@ -74,8 +77,9 @@ class WorkerThread:
             self.agents = self._served.infos
             self._given = self._served.agents
         facts = pool_facts(self._served.pool) if self._served is not None else dict
-        name = worker_name(os.getpid())
-        self._worker = Worker(self._store, self._given, self._settings, self._log, SystemClock(), name, facts)
+        tired = self._served.pool.tired if self._served is not None else str
+        name, clock = worker_name(os.getpid()), SystemClock()
+        self._worker = Worker(self._store, self._given, self._settings, self._log, clock, name, facts, None, tired)
         self._thread.start()
         self._started.wait(_START_S)
 

@@ -36,7 +36,6 @@ from holdfast.ports.clock import Clock
 from holdfast.ports.probe import Probe, enter
 from holdfast.ports.store import Appended, Claim, Ending, RunStore, Status
 from holdfast.telemetry import Log
-from holdfast.tools import ProcessLimits, enter_limits
 
 T = TypeVar("T")
 
@@ -57,7 +56,6 @@ class Surroundings:
     worker: str
     healthy: Callable[[], bool]  # the lease was renewed recently enough to begin new work
     board: BlameBoard | None = None  # where the run in user code is marked
-    processes: ProcessLimits | None = None  # of the tools' processes
 
 
 class Executor:
@@ -205,8 +203,6 @@ class Executor:
     async def _iterate(self, ctx: RunContext) -> Result | None:
         """The agent's own task."""
         enter(self.probe)
-        if self._around.processes is not None:
-            enter_limits(self._around.processes)
         translator = self._translator
         assert translator is not None  # noqa: S101 - set by _begin
         events = self._agent.run(ctx)
