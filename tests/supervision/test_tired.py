@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests.supervision.conftest import Serve
-from tests.supervision.support import Follower, settled, worker_pid
+from tests.supervision.support import Follower, kinds, settled, worker_pid
 from tests.system.support import System, full, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(600, 120))]
@@ -22,13 +22,18 @@ def facts(system: System) -> dict[str, dict[str, Any]]:
 
 
 def test_sixty_cancelled_runs_with_blocking_tools_hold_up_nobody(serve: Serve, figures: Any):
-    """Threads stay within their bound, a new tool starts soon, and a fresh worker takes over from the tired one."""
+    """Threads stay within their bound, a new tool starts soon, and a fresh worker takes over from the tired one.
+
+    What the tired one holds goes on: elsewhere after the drain if its agent can, else here to its end.
+    """
     n = full(60, 24)
-    system = serve(GANG, HOLDFAST_TOOL_THREADS=str(THREADS), HOLDFAST_QUARANTINE=str(QUARANTINE))
+    bounds = {"HOLDFAST_TOOL_THREADS": str(THREADS), "HOLDFAST_QUARANTINE": str(QUARANTINE), "HOLDFAST_DRAIN_S": "2"}
+    system = serve(GANG, "agents_isolated:teller", **bounds)
     before, _ = settled(system)
     old = set(facts(system))
     quiet = psutil.Process(before).num_threads()
-    held = Follower(system, system.run("!tokens n=400 rate=40", session="held"))
+    held = Follower(system, system.run("!tokens n=280 rate=40", session="held"))
+    told = Follower(system, system.run("tell", session="told", agent="teller"))
     runs = [system.run('!tool block {"seconds": 60}', session=f"lost{i}") for i in range(QUARANTINE)]
     for run in runs:
         system.until_event(run, "tool.called")
@@ -56,10 +61,27 @@ def test_sixty_cancelled_runs_with_blocking_tools_hold_up_nobody(serve: Serve, f
     assert [f["accepting"] for name, f in now.items() if name not in old] == [True], now
     assert all(f["quarantined"] >= QUARANTINE for name, f in now.items() if name in old), now
     until(lambda: system.http.ask("GET", "/readyz")[0] == 200, "it is ready")
-    end = held.end(60)[-1]
-    assert end["type"] == "run.completed", end
+    for follower, starts in ((held, 2), (told, 1)):
+        events = follower.end(60)
+        assert events[-1]["type"] == "run.completed", events[-1]
+        assert kinds(events).count("run.started") == starts, kinds(events)
     until(lambda: not psutil.pid_exists(before), "the tired worker has ended", 60)
     figures(
         f"{n} cancelled runs with 6 s sync tools",
         [f"threads {quiet} before, {most} at most; a new tool's run took {waited:.1f} s"],
     )
+
+
+def test_in_one_process_nothing_can_be_replaced_so_it_is_not_ready_and_says_why(serve: Serve):
+    """It takes runs again as soon as the tool has returned."""
+    system = serve(GANG, "--in-process", HOLDFAST_QUARANTINE="1")
+    run = system.run('!tool block {"seconds": 5}', session="lost")
+    system.until_event(run, "tool.called")
+    until((system.directory / "blocks").exists, "the tool works")
+    system.stop(run)
+    system.end(run)
+    status, body = system.http.ask("GET", "/readyz")
+    assert status == 503, body
+    assert "no new runs until some of them return" in body["parts"]["worker"]["why"], body
+    assert system.end(system.run("!say again", session="lost"))["state"] == "completed"
+    assert system.http.ask("GET", "/readyz")[0] == 200
