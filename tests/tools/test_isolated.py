@@ -230,6 +230,28 @@ async def test_the_death_of_the_shim_takes_the_tool_with_it(tmp_path: Path) -> N
     await until(lambda: not alive([tool]), "the tool is gone")
 
 
+SCRIPT = """
+import asyncio
+from holdfast.tools import isolated
+
+@isolated
+def twice(n: int) -> int:
+    return 2 * n
+
+if __name__ == "__main__":
+    print(asyncio.run(twice(21)))
+"""
+
+
+def test_a_tool_in_a_script_is_found_there(tmp_path: Path) -> None:
+    """People try it in one file first; what stands under `__name__` is not run again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "script.py"], cwd=tmp_path, capture_output=True, timeout=STEP_S, check=False
+    )
+    assert (done.stdout, done.stderr) == (b"42\n", b"")
+
+
 CALLER = """
 import asyncio, os, sys
 from tests.tools import in_processes

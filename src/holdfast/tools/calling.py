@@ -61,6 +61,8 @@ async def call_isolated(function: FunctionType, awaits: bool, args: tuple[Any, .
 def _request(function: FunctionType, awaits: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     call = current_call()
     main = sys.modules.get("__main__") if function.__module__ == "__main__" else None
+    if main is not None and not getattr(main, "__file__", None):
+        raise TypeError(f"another process cannot find {function.__qualname__}: it was typed in; put it into a module")
     request = {
         "path": sys.path,
         "module": function.__module__,

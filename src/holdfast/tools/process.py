@@ -31,6 +31,8 @@ REAPS_MAX: Final = 1000
 
 Take = Callable[[bytes], None]
 
+_unreaped: set[subprocess.Popen[bytes]] = set()  # shims whose loop may have ended before they did
+
 
 class Group:
     """The processes of one call; made by `start_group`."""
@@ -109,6 +111,7 @@ class Group:
         if self._popen.poll() is None and self._reaps < REAPS_MAX:
             asyncio.get_running_loop().call_later(REAP_S, self._reap)
             return
+        _unreaped.discard(self._popen)
         if not self._shim_said_gone and self._pid:  # somebody has killed the shim: the group is what we can reach
             with suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
@@ -184,6 +187,9 @@ class _Pipes:
 
 
 def _start(program: Program, limits: ProcessLimits) -> tuple[Group, list[Pipe]]:
+    for shim in tuple(_unreaped):
+        if shim.poll() is not None:
+            _unreaped.discard(shim)
     pipes = _Pipes()
     with pipes.theirs, pipes.ours:
         orders, orders_there = pipes.writable()
@@ -213,6 +219,7 @@ def _start(program: Program, limits: ProcessLimits) -> tuple[Group, list[Pipe]]:
             env=program.env,
             start_new_session=True,
         )
+        _unreaped.add(popen)
         pipes.ours.pop_all()
     group = Group(popen, orders, reports, limits)
     for here, data in feeds:
