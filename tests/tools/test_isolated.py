@@ -230,6 +230,14 @@ async def test_the_death_of_the_shim_takes_the_tool_with_it(tmp_path: Path) -> N
     await until(lambda: not alive([tool]), "the tool is gone")
 
 
+def test_a_tools_process_imports_no_more_of_holdfast_than_the_decorator() -> None:
+    """Each call pays for it: a loop that a sync tool does not need is most of the start."""
+    heavy = ("asyncio", "importlib.metadata", "msgspec", "pydantic", "pydantic_ai", "subprocess")
+    code = f"import sys; from holdfast.tools import isolated; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=STEP_S, check=True)
+    assert done.stdout == b"[]\n"
+
+
 SCRIPT = """
 import asyncio
 from holdfast.tools import isolated

@@ -258,9 +258,9 @@ class Supervisor:
             self.why += f", but it was replaced {self._recent()} times in 60 s: run such tools isolated"
             return
         spare = self._spare
-        if spare is None:
+        if spare is None and now > self._spare_due:
             self._spare = self._spawn()
-        elif spare.ready.is_set() and not (spare.failed or spare.exited()):
+        elif spare is not None and spare.ready.is_set() and not (spare.failed or spare.exited()):
             self._spare = None
             self._replaced.append(now)
             self._retired[worker] = now + self._settings.drain_s + self._settings.run_deadline_s + _REAP_S
