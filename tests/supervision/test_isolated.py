@@ -10,9 +10,9 @@ import pytest
 
 from tests.supervision.conftest import Serve
 from tests.supervision.support import STOP_S, Follower, kill, kinds, tools_of, worker_pid
-from tests.system.support import System, until
+from tests.system.support import System, full, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(300, 120))]
 
 GANG = "agents_isolated:gang"
 GENERATIONS = 4
@@ -95,7 +95,7 @@ def test_kill_9_leaves_no_generation_alive(serve: Serve, figures: Any):
     """Of the worker, of the gateway, of both: nobody is left to say stop, and the tool ends all the same."""
     system = serve(GANG, HOLDFAST_SPARE="false")
     said = []
-    for times, whom in enumerate(("worker", "gateway", "both"), 1):
+    for times, whom in enumerate(full(("worker", "gateway", "both"), ("worker", "gateway")), 1):
         run = Follower(system, system.run("!tool generations {}", session=whom))
         numbers = pids(system, times)[GENERATIONS * (times - 1) :]
         doomed = {"worker": [worker_pid(system)], "gateway": [system.server.pid]}

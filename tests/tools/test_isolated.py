@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import psutil
 import pytest
 
@@ -182,6 +183,27 @@ async def test_a_call_that_timed_out_does_not_harm_the_next(tmp_path: Path) -> N
             await tools.generations(str(journal))
     assert not alive(noted(journal))
     assert await tools.add(1, 2) == 3
+
+
+async def test_one_that_is_cancelled_again_and_again_ends_when_its_processes_have(tmp_path: Path) -> None:
+    """pydantic-ai's limit of a tool cancels at every turn of the loop, and ours on top of it: the call waits."""
+    journal = tmp_path / "pids"
+
+    async def limited() -> None:
+        with anyio.fail_after(1.5):
+            await tools.generations(str(journal))
+
+    task = asyncio.ensure_future(limited())
+    await until(lambda: len(noted(journal)) == 4, "all have started")
+    used = time.process_time()
+    for late_s in (1.6, 1.8, 2.0):
+        asyncio.get_running_loop().call_later(late_s, task.cancel)
+    async with asyncio.timeout(STEP_S):
+        await asyncio.wait([task])
+    assert not alive(noted(journal))
+    assert time.process_time() - used < 1.0, "it spun instead of waiting"
+    with pytest.raises((TimeoutError, asyncio.CancelledError)):
+        task.result()
 
 
 async def test_a_tool_has_no_descriptor_of_the_worker() -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from holdfast.aio import settle
 from holdfast.ports.probe import Probe, current_probe
 from holdfast.tools.calls import current_call
@@ -77,7 +79,17 @@ class Group:
             self._stopped = True
         with suppress(OSError):
             os.write(self._orders, b"stop %.3f\n" % kill_s)
-        await settle({self.gone}, kill_s + SEEN_S)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + kill_s + SEEN_S
+        again: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):  # a limit of anyio's cancels at every turn of the loop
+            while not self.gone.done() and loop.time() < until:
+                try:
+                    await settle({self.gone}, until - loop.time())
+                except asyncio.CancelledError as told:  # a stop after a time limit: it is ending already
+                    again = told
+        if again is not None:
+            raise again
 
     def _take(self, data: bytes) -> None:
         *lines, self._told = (self._told + data).split(b"\n")
