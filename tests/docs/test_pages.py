@@ -102,7 +102,7 @@ def test_readme_shows_the_example_as_it_is():
     assert len(block.code.split("\n")) - block.code.split("\n").count("") == 6
 
 
-def test_tools_page_shows_the_examples_as_they_are():
+def test_isolation_page_shows_the_examples_as_they_are():
     """What people copy there is what is served in a test."""
     for name in ("heavy.py", "workshop.py"):
         (block,) = blocks("file", name)
