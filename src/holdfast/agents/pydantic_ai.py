@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pydantic_core
 from pydantic_ai import Agent, AgentRun, CallToolsNode, DeferredToolRequests, ModelRequestNode
@@ -36,9 +36,12 @@ from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, history_of
+from holdfast.agents.mistakes import patient
 from holdfast.agents.numbering import Numbering
+from holdfast.agents.repeats import POLLING, Repeats, loop_ended, loop_note, loop_said
+from holdfast.agents.results import words
 from holdfast.agents.sampling import model_settings
-from holdfast.agents.tooling import Hooks, ToolRunner
+from holdfast.agents.tooling import Hooks, ToolLimits, ToolRunner
 from holdfast.aio import Owner, settle
 from holdfast.config.settings import Settings
 from holdfast.domain.errors import RunEnded
@@ -48,6 +51,7 @@ from holdfast.models import ModelLimits, RequestScope, in_scope
 from holdfast.ports.agent import (
     AgentEvent,
     Checkpoint,
+    Degraded,
     ModelRequested,
     ModelResponded,
     PartDone,
@@ -59,6 +63,8 @@ from holdfast.ports.agent import (
 )
 from holdfast.ports.probe import enter
 from holdfast.tools import ToolPool
+
+_NOT_RUN: Final = "Tool not executed"  # how pydantic-ai begins the result of a call that an answer overtook
 
 
 class PydanticAgent:
@@ -122,6 +128,9 @@ class PydanticAgent:
             raise ended from drive.failure
         if task.cancelled():
             raise RunEnded(Reason.AGENT_ERROR, "agent_cancelled_itself", "the agent cancelled its own task")
+        odd = task.exception()
+        if odd is not None:  # no Exception: whoever reads the run must not take its silence for an answer
+            raise RunEnded(Reason.AGENT_ERROR, "agent_exception", words(odd), cause=type(odd).__name__) from odd
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -140,7 +149,8 @@ class _Drive:
         self.ctx = ctx
         self.channel: Channel[AgentEvent] = Channel()
         self.failure: Exception | None = None
-        self.tools = ToolRunner(ctx, settings.tool_timeout_s, settings.stop_grace_s, adapter.owner)
+        self.tools = ToolRunner(ctx, ToolLimits.of(settings), adapter.owner, self.channel)
+        self.repeats = Repeats(settings.tool_repeats_warn, settings.tool_repeats, self._polls)
         self.hooks = Hooks(self.tools, ModelLimits.of(settings))
         self.scope = RequestScope(self._tell, ctx.deadline)
         self._writer = Writer()
@@ -184,6 +194,7 @@ class _Drive:
             capabilities=[self.hooks],
         ) as run:
             self._run = run
+            run.ctx.deps.tool_manager = patient(run.ctx.deps.tool_manager)
             node = run.next_node
             while not Agent.is_end_node(node):
                 if Agent.is_model_request_node(node):
@@ -213,6 +224,7 @@ class _Drive:
     def _resume(self, progress: Progress) -> None:
         messages = progress.messages
         self._known = frozenset(call_ids(messages))
+        self.repeats.recall(messages)
         self.scope.step = progress.step
         if messages and isinstance(messages[-1], ModelResponse):
             self.hooks.replay = self._resumed = messages[-1]
@@ -262,17 +274,29 @@ class _Drive:
             await self.channel.send(done)
         self._numbering.name_calls(response)
         await self.channel.send(self._responded(run, response))
-        for part in response.parts:
-            if isinstance(part, ToolCallPart) and not self._is_output(part.tool_name):
-                await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
+        calls = [p for p in response.parts if isinstance(p, ToolCallPart) and not self._is_output(p.tool_name)]
+        for part in calls:
+            await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
+        await self._look_for_loops(calls)
         await self.channel.send(Checkpoint(self._writer.messages(self.scope.step, self._messages(run))))
         await self.channel.settle()
+
+    async def _look_for_loops(self, calls: list[ToolCallPart]) -> None:
+        """Tell the model, and the reader, of calls that it repeats; end the run before one too many of them."""
+        for found in self.repeats.step(calls):
+            if self.repeats.limit and found.times >= self.repeats.limit:
+                raise loop_ended(found)
+            self.tools.notes[found.call] = loop_note(found)
+            if found.times == self.repeats.warn:
+                await self.channel.send(Degraded("tool_loop", loop_said(found)))
 
     async def _finished(self, part: ToolReturnPart, content: Any) -> None:
         call = part.tool_call_id
         if call in self.tools.finished:
             return
         outcome = self.tools.outcomes.get(call, part.outcome)
+        if outcome == "success" and call not in self.tools.seen and str(part.content).startswith(_NOT_RUN):
+            outcome = "interrupted"
         await self.channel.send(
             ToolFinished(
                 call=call,
@@ -355,6 +379,11 @@ class _Drive:
 
     def _model_name(self, run: AgentRun[Any, Any]) -> str:
         return run.ctx.deps.model.model_name
+
+    def _polls(self, tool: str) -> bool:
+        """Whether a tool says of itself that it is asked the same thing again and again."""
+        tool_def = self._run.ctx.deps.tool_manager.get_tool_def(tool) if self._run is not None else None
+        return tool_def is not None and bool((tool_def.metadata or {}).get(POLLING))
 
     def _is_output(self, tool: str) -> bool:
         """Whether a tool is the form of the answer, not work of its own."""

@@ -1,6 +1,16 @@
-"""What agents' tools run in: a bounded pool of threads, and the name of the call at hand."""
+"""What agents' tools run in: a bounded pool of threads, the name of the call at hand, and its word to the reader."""
 
 from holdfast.tools.calls import CurrentCall, current_call, in_call
 from holdfast.tools.pool import ToolPool, ToolQueueTimeout
+from holdfast.tools.progress import Reporter, progress, reporting
 
-__all__ = ["CurrentCall", "ToolPool", "ToolQueueTimeout", "current_call", "in_call"]
+__all__ = [
+    "CurrentCall",
+    "Reporter",
+    "ToolPool",
+    "ToolQueueTimeout",
+    "current_call",
+    "in_call",
+    "progress",
+    "reporting",
+]
