@@ -22,7 +22,7 @@ from holdfast.ports.store import Appended, Claim, Fence, RunSpec, Status
 from holdfast.tools import ToolPool
 from tests.agents.support import context
 
-CHUNK = "kelp and anchor "
+CHUNK = "kelp and anchor " * 16
 
 
 class Nowhere:

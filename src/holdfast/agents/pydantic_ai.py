@@ -36,6 +36,7 @@ from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, history_of
+from holdfast.agents.mcp import McpLimits
 from holdfast.agents.mistakes import patient
 from holdfast.agents.numbering import Numbering
 from holdfast.agents.repeats import POLLING, Repeats, loop_ended, loop_note, loop_said
@@ -151,7 +152,7 @@ class _Drive:
         self.failure: Exception | None = None
         self.tools = ToolRunner(ctx, ToolLimits.of(settings), adapter.owner, self.channel)
         self.repeats = Repeats(settings.tool_repeats_warn, settings.tool_repeats, self._polls)
-        self.hooks = Hooks(self.tools, ModelLimits.of(settings))
+        self.hooks = Hooks(self.tools, ModelLimits.of(settings), McpLimits.of(settings))
         self.scope = RequestScope(self._tell, ctx.deadline)
         self._writer = Writer()
         self._before: list[ModelMessage] = []  # this run's messages of earlier attempts

@@ -38,9 +38,11 @@ from pydantic_ai.messages import ModelResponse, ToolCallPart, ToolReturn, ToolRe
 from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.tools import ToolDenied
+from pydantic_ai.toolsets import AbstractToolset
 
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import Finished
+from holdfast.agents.mcp import McpLimits, guarded
 from holdfast.agents.mistakes import mistake
 from holdfast.agents.results import cut, cut_part, sendable, words
 from holdfast.aio import Owner, settle
@@ -224,7 +226,12 @@ class Hooks(AbstractCapability[Any]):
 
     tools: ToolRunner
     limits: ModelLimits
+    mcp: McpLimits
     replay: ModelResponse | None = None
+
+    def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any] | None:
+        """Put a guard around each MCP server."""
+        return guarded(toolset, self.mcp)
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """Guard whichever model serves the request: the agent's own, --model, a fallback, a test's override."""

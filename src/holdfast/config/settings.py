@@ -57,6 +57,8 @@ class Settings(BaseModel):
     tool_progress_bytes: int = Field(65_536, ge=1024)
     tool_repeats_warn: int = Field(3, ge=0)
     tool_repeats: int = Field(10, ge=0)
+    mcp_start_s: float = Field(30, gt=0)
+    mcp_message_bytes: int = Field(4_194_304, ge=65_536)
     tool_threads: int = Field(16, ge=1, le=256)
     quarantine: int = Field(4, ge=1)
 
