@@ -16,6 +16,7 @@ import pydantic_core
 from pydantic_ai.messages import ToolReturn, ToolReturnPart, is_multi_modal_content
 
 FILE_BYTES_MAX: Final = 8 * 1024 * 1024  # a result with images or other files: half of one is worth nothing
+FILES_MAX: Final = 100
 MESSAGE_MAX: Final = 4000
 
 
@@ -26,7 +27,7 @@ def sendable(result: Any, bytes_max: int) -> Any:
         TypeError: It is no JSON, or a `ToolReturn` that the library would refuse: the tool's failure, not the run's.
     """
     if not isinstance(result, ToolReturn):
-        if isinstance(result, list) and any(isinstance(item, ToolReturn) for item in result):
+        if isinstance(result, list) and any(issubclass(kind, ToolReturn) for kind in set(map(type, result))):
             raise TypeError("the tool's result is a list with a ToolReturn inside; return the ToolReturn itself")
         return _bounded(result, bytes_max)
     named: Any = result.tools  # the library checks it only when it is too late
@@ -69,8 +70,7 @@ def _bounded(value: Any, bytes_max: int) -> Any:
     if isinstance(value, str) and len(value) * 4 <= bytes_max:
         return value
     encoded = value.encode(errors="replace") if isinstance(value, str) else _encoded(value)
-    limit = max(bytes_max, FILE_BYTES_MAX) if _has_files(value) else bytes_max
-    if len(encoded) <= limit:
+    if len(encoded) <= bytes_max or (len(encoded) <= FILE_BYTES_MAX and _has_files(value)):
         return value
     head = encoded[: bytes_max // 2].decode(errors="ignore")
     return {"truncated": True, "bytes": len(encoded), "head": head}
@@ -86,7 +86,7 @@ def _beside(content: Any, bytes_max: int) -> Any:
 
 def _has_files(value: Any) -> bool:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return any(is_multi_modal_content(item) for item in value)
+        return len(value) <= FILES_MAX and any(is_multi_modal_content(item) for item in value)
     return is_multi_modal_content(value)
 
 
