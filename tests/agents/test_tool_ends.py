@@ -118,6 +118,8 @@ FAILING = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(60)
 async def test_whatever_a_tool_does_is_a_failed_result(rig: Rig) -> None:
     """Three times in a row, too: no budget of the library turns a tool's fault into the run's."""
     for tool in FAILING:
@@ -157,6 +159,8 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(60)
 async def test_a_models_mistake_is_told_as_often_as_it_makes_it(rig: Rig) -> None:
     """F59: an unknown name, or arguments that do not fit or are no JSON, cost a step, not the run."""
     for line in MISTAKES:
