@@ -17,6 +17,7 @@ import pytest_asyncio
 from fastmcp.client.transports import StdioTransport
 from pydantic_ai import Agent
 from pydantic_ai.mcp import MCPToolset
+from pydantic_ai.toolsets import DynamicToolset
 
 from holdfast.agents import PydanticAgent
 from holdfast.agents.mcp import RELAY, McpGuard, McpLimits
@@ -157,6 +158,24 @@ async def test_a_server_that_died_between_two_runs_is_started_anew(site: Site) -
     await until(lambda: not alive(site.pids[0]))
     assert (await site.run(ECHO, "!say done")).outcomes() == {"echo": "success"}
     assert len(site.pids) == 2
+
+
+@pytest.mark.parametrize("per_run_step", [False, True])
+async def test_a_server_that_a_function_makes_is_guarded_too(site: Site, per_run_step: bool) -> None:
+    """How an agent came by its server changes nothing of what is promised of it."""
+    made: list[MCPToolset[Any]] = []
+
+    async def make(ctx: Any) -> MCPToolset[Any]:
+        made.append(site.toolset)
+        return site.toolset
+
+    agent: Agent[Any, Any] = Agent(site.rig.model, toolsets=[DynamicToolset(make, per_run_step=per_run_step)])
+    run = PydanticAgent(agent, "test", site.rig.settings, site.rig.pool).run
+    told = await tell(run(context(f"!tool die {{}}\n!say a\n{ECHO}\n!say done")), limit_s=20.0)
+    assert told.outcomes() == {"die": "failed", "echo": "success"}
+    assert "code 3" in told.of(ToolFinished)[0].result
+    assert len(site.pids) == 2
+    assert made
 
 
 FLOODS = {

@@ -15,13 +15,15 @@ Whether a connection still lives is asked by a ping, and only after something we
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydantic_ai import RunContext, ToolFailed
-from pydantic_ai.toolsets import AbstractToolset, WrapperToolset
+from pydantic_ai.toolsets import AbstractToolset, DynamicToolset, WrapperToolset
 from pydantic_ai.toolsets.abstract import ToolsetTool
 
 import holdfast.tools
@@ -48,18 +50,45 @@ class McpLimits(NamedTuple):
 
 
 def guarded(toolset: AbstractToolset[Any], limits: McpLimits) -> AbstractToolset[Any] | None:
-    """`toolset` with a guard around each MCP server in it; None if it can have none, because nobody imported any."""
-    module = sys.modules.get("pydantic_ai.mcp")
-    if module is None:
+    """`toolset` with a guard around each MCP server in it; None if it has none and makes none."""
+    leaves: list[AbstractToolset[Any]] = []
+    toolset.apply(leaves.append)
+    if not any(_is_server(leaf) or isinstance(leaf, DynamicToolset) for leaf in leaves):
         return None
 
     def guard(leaf: AbstractToolset[Any]) -> AbstractToolset[Any]:
-        if not isinstance(leaf, module.MCPToolset):
+        if isinstance(leaf, DynamicToolset):
+            return _guarded_when_made(leaf, guard)
+        if not _is_server(leaf):
             return leaf
-        _relay(leaf.client.transport, limits.message_bytes)
+        _relay(vars(leaf)["client"].transport, limits.message_bytes)
         return McpGuard(leaf, limits)
 
     return toolset.visit_and_replace(guard)
+
+
+def _is_server(leaf: AbstractToolset[Any]) -> bool:
+    module = sys.modules.get("pydantic_ai.mcp")  # nobody has a server who did not import it
+    return module is not None and isinstance(leaf, module.MCPToolset)
+
+
+def _guarded_when_made(
+    made_later: DynamicToolset[Any], guard: Callable[[AbstractToolset[Any]], AbstractToolset[Any]]
+) -> DynamicToolset[Any]:
+    """The same function's toolset, guarded; the same object again for the same object, or it is entered anew."""
+    last: list[tuple[AbstractToolset[Any], AbstractToolset[Any]]] = []
+
+    async def make(ctx: RunContext[Any]) -> AbstractToolset[Any] | None:
+        made = made_later.toolset_func(ctx)
+        if inspect.isawaitable(made):
+            made = await made
+        if made is None:
+            return None
+        if not last or last[0][0] is not made:
+            last[:] = [(made, made.visit_and_replace(guard))]
+        return last[0][1]
+
+    return DynamicToolset(make, per_run_step=made_later.per_run_step, id=made_later.id)
 
 
 @dataclass
@@ -89,7 +118,8 @@ class McpGuard(WrapperToolset[Any]):
                 await self.wrapped.__aenter__()
         except Exception as error:
             raise self._unavailable(error) from error
-        self._connection.suspect = True  # it may have died while no run used it
+        if not self._connection.calls:
+            self._connection.suspect = True  # it may have died while no run used it
         try:
             await self._ready()
         except (asyncio.CancelledError, Exception):
