@@ -11,8 +11,11 @@ from pydantic_ai.exceptions import ApprovalRequired, CallDeferred, ToolFailed
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 from holdfast.agents import PydanticAgent
+from holdfast.config.settings import Settings
 from holdfast.domain.errors import RunEnded
+from holdfast.domain.runs import Reason
 from holdfast.ports.agent import ToolCalled, ToolFinished
+from holdfast.tools import ToolPool
 from tests.agents.rules import problems
 from tests.agents.support import Rig, Told, context, tell
 
@@ -233,6 +236,55 @@ async def test_an_output_tool_with_bad_arguments_is_no_call_of_the_log() -> None
     assert told.result.output == '{"name":"Bonn"}'
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_an_output_function_that_hangs_ends_the_run_in_the_time_of_a_tool(stubborn: bool) -> None:
+    """The answer is there and its function never returns: the oldest hang of all, up to the run's deadline."""
+    let_go = asyncio.Event()
+
+    async def save(name: str) -> str:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+        return name
+
+    async def stream(messages: list, info: AgentInfo):
+        yield {0: DeltaToolCall(name=info.output_tools[0].name, json_args='{"name": "Bonn"}', tool_call_id="o")}
+
+    agent = _alone(Agent(FunctionModel(stream_function=stream), output_type=save), tool_timeout_s=0.2)
+    told = await tell(agent.run(context("go")))
+    let_go.set()
+    assert told.ended is not None
+    assert (told.ended.reason, told.ended.code) == (Reason.TOOL_ERROR, "output_function_timeout")
+
+
+async def test_an_output_function_may_ask_again_and_may_exit_without_harm() -> None:
+    """Its ModelRetry is the library's, its exit is its own fault."""
+    asked = []
+
+    async def save(name: str) -> str:
+        asked.append(name)
+        if len(asked) == 1:
+            raise ModelRetry("another one")
+        if name == "exit":
+            raise SystemExit(3)
+        return name.upper()
+
+    answers = iter(["Bonn", "Köln", "exit", "exit"])
+
+    async def stream(messages: list, info: AgentInfo):
+        args = json.dumps({"name": next(answers)})
+        yield {0: DeltaToolCall(name=info.output_tools[0].name, json_args=args, tool_call_id="o")}
+
+    agent = _alone(Agent(FunctionModel(stream_function=stream), output_type=save))
+    assert (await tell(agent.run(context("go")))).result.output == "KÖLN"
+    told = await tell(agent.run(context("go")))
+    assert told.ended is not None
+    assert "exit(3)" in told.ended.message
+
+
 @pytest.mark.parametrize("error", [ApprovalRequired, CallDeferred])
 async def test_a_deferred_tool_ends_the_run_with_a_remedy(rig: Rig, error: type[Exception]) -> None:
     """What nobody answers must not look as if it were under way."""
@@ -312,8 +364,6 @@ async def test_an_exception_of_no_ordinary_kind_still_ends_the_run_with_a_cause(
     assert "Odd" in told.ended.message
 
 
-def _alone(agent: Agent[Any, Any]) -> PydanticAgent:
-    from holdfast.config.settings import Settings
-    from holdfast.tools import ToolPool
-
-    return PydanticAgent(agent, "test", Settings(tool_timeout_s=2.0), ToolPool(2, 1.0))
+def _alone(agent: Agent[Any, Any], tool_timeout_s: float = 2.0) -> PydanticAgent:
+    settings = Settings(tool_timeout_s=tool_timeout_s, stop_grace_s=0.2)
+    return PydanticAgent(agent, "test", settings, ToolPool(2, 1.0))

@@ -37,6 +37,7 @@ from pydantic_ai.exceptions import (
 from pydantic_ai.messages import ModelResponse, ToolCallPart, ToolReturn, ToolReturnPart
 from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import ToolDenied
 from pydantic_ai.toolsets import AbstractToolset
 
@@ -48,6 +49,7 @@ from holdfast.agents.results import cut, cut_part, sendable, words
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
 from holdfast.domain.errors import RunEnded
+from holdfast.domain.runs import Reason
 from holdfast.models import GuardedModel, ModelLimits
 from holdfast.ports.agent import AgentEvent
 from holdfast.ports.agent import RunContext as HoldfastContext
@@ -56,6 +58,7 @@ from holdfast.tools import CurrentCall, Reporter, ToolQueueTimeout, current_call
 IDEMPOTENT: Final = "idempotent"
 _TIMED_OUT: Final = "Timed out after "  # how pydantic-ai's own timeout of a tool begins
 _PASSES: Final = (ApprovalRequired, CallDeferred, RunCancelled, RunEnded, SkipToolExecution)
+_Caught = tuple[BaseException | None, Any]
 _log = logging.getLogger("holdfast.tools")
 
 
@@ -159,6 +162,24 @@ class ToolRunner:
         except Exception as error:
             raise _failed(call, error, note) from error
 
+    async def answer(self, name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What an output function makes of the answer, in the time of a tool.
+
+        Raises:
+            RunEnded: It did not end in time. It is not the model's to correct, and may have taken effect.
+        """
+        limit_s = self._limits.timeout_s
+        self._ctx.probe.waits("output function", fires="tool_timeout", fires_in_s=limit_s)
+        task = self._owner.spawn(_caught(work), f"output function {name}")
+        if await self._settled(task, limit_s) or task.cancelled():
+            raise RunEnded(
+                Reason.TOOL_ERROR,
+                "output_function_timeout",
+                f"the output function {name} did not finish within {limit_s:g} s and was cancelled",
+                remedy="raise tool_timeout_s if it is slow on purpose",
+            )
+        return _outcome(task)
+
     def _slot(self) -> AbstractAsyncContextManager[None]:
         """A place among the calls that work at once; a call that a tool makes itself has its maker's."""
         maker = current_call()
@@ -174,14 +195,8 @@ class ToolRunner:
         with in_call(CurrentCall(self._ctx.key.run, name, self._ctx.epoch)), reporting(reporter):
             task = self._owner.spawn(self._perform(call, work), f"tool {call.tool_name} {name}")
         try:
-            late = await settle({task}, limit_s)
-            if late:
-                task.cancel()
-                await settle({task}, self._limits.grace_s)
+            late = await self._settled(task, limit_s)
         except asyncio.CancelledError:
-            task.cancel()
-            while not task.done():  # its end is the run's end: whether to wait that long is the executor's to say
-                await settle({task}, self._limits.grace_s)
             if (said := reporter.close()) is not None:
                 self._channel.offer(said)
             raise
@@ -191,27 +206,28 @@ class ToolRunner:
             raise self._timed_out(name, limit_s, "")
         if task.cancelled():
             raise ToolFailed("the tool was cancelled from within")
-        odd = task.exception()
-        if odd is not None:  # no Exception, such as a group with a KeyboardInterrupt in it: nobody above expects one
-            raise RuntimeError(words(odd)) from odd
-        error, value = task.result()
-        if error is not None:
-            raise error
-        return value
+        return _outcome(task)
 
-    async def _perform(
-        self, call: ToolCallPart, work: Callable[[], Awaitable[Any]]
-    ) -> tuple[BaseException | None, Any]:
+    async def _settled(self, task: asyncio.Task[Any], limit_s: float) -> bool:
+        """Wait for a task within its limit, and end it at that limit, or with the run; whether it was late."""
+        try:
+            late = await settle({task}, limit_s)
+            if late:
+                task.cancel()
+                await settle({task}, self._limits.grace_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            while not task.done():  # its end is the run's end: whether to wait that long is the executor's to say
+                await settle({task}, self._limits.grace_s)
+            raise
+        return bool(late)
+
+    async def _perform(self, call: ToolCallPart, work: Callable[[], Awaitable[Any]]) -> _Caught:
         name = call.tool_call_id
         self._started[name] = time.monotonic()
         self._ctx.probe.tool_started(name, call.tool_name)
         try:
-            return None, await work()
-        except (SystemExit, KeyboardInterrupt) as error:  # in a task it would end the worker's loop, and all its runs
-            said = f"called exit({error.code})" if isinstance(error, SystemExit) else "raised KeyboardInterrupt"
-            return RuntimeError(f"the tool {said}"), None
-        except Exception as error:  # noqa: BLE001 - handed to the caller, which sorts it
-            return error, None
+            return await _caught(work)
         finally:
             self._ctx.probe.tool_ended(name)
 
@@ -264,6 +280,40 @@ class Hooks(AbstractCapability[Any]):
     ) -> Any:
         """Run the tool under our limits."""
         return await self.tools.run(call, tool_def, lambda: handler(args))
+
+    async def wrap_output_process(
+        self,
+        ctx: RunContext[Any],
+        *,
+        output_context: OutputContext,
+        output: Any,
+        handler: Callable[[Any], Awaitable[Any]],
+    ) -> Any:
+        """Run the agent's output function under the same limit as a tool."""
+        if not output_context.has_function or ctx.partial_output:
+            return await handler(output)
+        return await self.tools.answer(output_context.function_name or "", lambda: handler(output))
+
+
+async def _caught(work: Callable[[], Awaitable[Any]]) -> _Caught:
+    """What a user's function gave, or raised: nothing of it may end the loop that it shares with every other run."""
+    try:
+        return None, await work()
+    except (SystemExit, KeyboardInterrupt) as error:
+        said = f"called exit({error.code})" if isinstance(error, SystemExit) else "raised KeyboardInterrupt"
+        return RuntimeError(f"the tool {said}"), None
+    except Exception as error:  # noqa: BLE001 - handed to the caller, which sorts it
+        return error, None
+
+
+def _outcome(task: asyncio.Task[_Caught]) -> Any:
+    odd = task.exception()
+    if odd is not None:  # no Exception, such as a group with a KeyboardInterrupt in it: nobody above expects one
+        raise RuntimeError(words(odd)) from odd
+    error, value = task.result()
+    if error is not None:
+        raise error
+    return value
 
 
 def _replayed(done: Finished) -> Any:
