@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.arguments import ratio
+from tests.agents.chunked import ratio
 
 
 @pytest.mark.slow

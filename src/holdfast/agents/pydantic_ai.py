@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import pydantic_core
 from pydantic_ai import Agent, AgentRun, CallToolsNode, DeferredToolRequests, ModelRequestNode
@@ -39,7 +39,7 @@ from holdfast.agents.history import KIND, call_ids, history_of
 from holdfast.agents.mcp import McpLimits
 from holdfast.agents.mistakes import patient
 from holdfast.agents.numbering import Numbering
-from holdfast.agents.repeats import POLLING, Repeats, loop_ended, loop_note, loop_said
+from holdfast.agents.repeats import POLLING, Repeats
 from holdfast.agents.results import words
 from holdfast.agents.sampling import model_settings
 from holdfast.agents.tooling import Hooks, ToolLimits, ToolRunner
@@ -64,8 +64,6 @@ from holdfast.ports.agent import (
 )
 from holdfast.ports.probe import enter
 from holdfast.tools import ToolPool
-
-_NOT_RUN: Final = "Tool not executed"  # how pydantic-ai begins the result of a call that an answer overtook
 
 
 class PydanticAgent:
@@ -278,31 +276,20 @@ class _Drive:
         calls = [p for p in response.parts if isinstance(p, ToolCallPart) and not self._is_output(p.tool_name)]
         for part in calls:
             await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
-        await self._look_for_loops(calls)
+        for said in self.repeats.look(calls, self.tools.notes):
+            await self.channel.send(Degraded("tool_loop", said))
         await self.channel.send(Checkpoint(self._writer.messages(self.scope.step, self._messages(run))))
         await self.channel.settle()
-
-    async def _look_for_loops(self, calls: list[ToolCallPart]) -> None:
-        """Tell the model, and the reader, of calls that it repeats; end the run before one too many of them."""
-        for found in self.repeats.step(calls):
-            if self.repeats.limit and found.times >= self.repeats.limit:
-                raise loop_ended(found)
-            self.tools.notes[found.call] = loop_note(found)
-            if found.times == self.repeats.warn:
-                await self.channel.send(Degraded("tool_loop", loop_said(found)))
 
     async def _finished(self, part: ToolReturnPart, content: Any) -> None:
         call = part.tool_call_id
         if call in self.tools.finished:
             return
-        outcome = self.tools.outcomes.get(call, part.outcome)
-        if outcome == "success" and call not in self.tools.seen and str(part.content).startswith(_NOT_RUN):
-            outcome = "interrupted"
         await self.channel.send(
             ToolFinished(
                 call=call,
                 name=part.tool_name,
-                outcome="failed" if outcome == "retried" else outcome,
+                outcome=self.tools.outcome(part),
                 result=bounded(_jsonable(part.content)),
                 duration_ms=self.tools.duration_ms(call),
                 checkpoint=self._writer.finished(call, part, content),

@@ -32,12 +32,12 @@ class Repeated(NamedTuple):
     times: int
 
 
-def loop_said(found: Repeated) -> str:
+def _said(found: Repeated) -> str:
     """For the reader."""
     return f"the model has called {found.name} {found.times} times in a row with the same arguments"
 
 
-def loop_note(found: Repeated) -> str:
+def _note(found: Repeated) -> str:
     """For the model, behind the result."""
     return (
         f"\n\n[This was call {found.times} in a row of {found.name} with the same arguments. Unless you wait for a "
@@ -45,12 +45,12 @@ def loop_note(found: Repeated) -> str:
     )
 
 
-def loop_ended(found: Repeated) -> RunEnded:
+def _ended(found: Repeated) -> RunEnded:
     """The end of the run."""
     return RunEnded(
         Reason.BUDGET,
         "tool_loop",
-        f"{loop_said(found)}: tool_repeats allows no more",
+        f"{_said(found)}: tool_repeats allows no more",
         remedy='let the tool wait for what it polls, give it metadata={"polling": True}, or raise tool_repeats',
     )
 
@@ -76,6 +76,21 @@ class Repeats:
         for message in messages:
             if isinstance(message, ModelResponse):
                 self._count([part for part in message.parts if isinstance(part, ToolCallPart)])
+
+    def look(self, calls: list[ToolCallPart], notes: dict[str, str]) -> list[str]:
+        """Count one response's calls; what the reader is told. `notes` gets, by call, what the model is told.
+
+        Raises:
+            RunEnded: One call too many.
+        """
+        news = []
+        for found in self.step(calls):
+            if self.limit and found.times >= self.limit:
+                raise _ended(found)
+            notes[found.call] = _note(found)
+            if found.times == self.warn:
+                news.append(_said(found))
+        return news
 
     def step(self, calls: list[ToolCallPart]) -> list[Repeated]:
         """Count one response's calls; those that a word is due about."""

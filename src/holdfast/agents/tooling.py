@@ -57,6 +57,7 @@ from holdfast.tools import CurrentCall, Reporter, ToolQueueTimeout, current_call
 
 IDEMPOTENT: Final = "idempotent"
 _TIMED_OUT: Final = "Timed out after "  # how pydantic-ai's own timeout of a tool begins
+_NOT_RUN: Final = "Tool not executed"  # how its result of a call that an answer overtook begins
 _PASSES: Final = (ApprovalRequired, CallDeferred, RunCancelled, RunEnded, SkipToolExecution)
 _Caught = tuple[BaseException | None, Any]
 _log = logging.getLogger("holdfast.tools")
@@ -119,6 +120,14 @@ class ToolRunner:
         """Since the call's own code began; 0 if it never did."""
         began = self._started.get(call)
         return 0 if began is None else int((time.monotonic() - began) * 1000)
+
+    def outcome(self, part: ToolReturnPart) -> str:
+        """The log's word for how a call ended."""
+        call = part.tool_call_id
+        said = self.outcomes.get(call, part.outcome)
+        if said == "success" and call not in self.seen and str(part.content).startswith(_NOT_RUN):
+            return "interrupted"
+        return "failed" if said == "retried" else said
 
     async def run(self, call: ToolCallPart, tool_def: ToolDefinition, work: Callable[[], Awaitable[Any]]) -> Any:
         """The result of one call; what goes wrong with the tool is a `ToolFailed`."""
