@@ -81,6 +81,7 @@ def test_a_command_is_killed_and_its_output_is_the_models(serve: Serve):
     system = serve(GANG, HOLDFAST_SPARE="false")
     events = Follower(system, system.run('!tool shell {"script": "echo out"}\n!say done', session="s")).end()
     assert [e["result"] for e in events if e["type"] == "tool.finished"] == ["0 out\n"]
+    assert "".join(e["text"] for e in events if e["type"] == "tool.progress") == "out\n"
     path = system.directory / "tool.pids"
     script = f"trap '' TERM; echo $$ >> {path}; setsid sleep 60 & echo $! >> {path}; sleep 60"
     run = Follower(system, system.run(f'!tool shell {{"script": "{script}"}}', session="s"))

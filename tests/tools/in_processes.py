@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from holdfast.tools import current_call, isolated
+from holdfast.tools import current_call, isolated, progress
 
 WAIT_S = 60.0  # longer than any test
 
@@ -71,6 +71,13 @@ def says(lines: int, width: int = 10) -> int:
     for _ in range(lines):
         sys.stdout.write("x" * (width - 1) + "\n")
     return lines
+
+
+@isolated
+def reports(*words: str) -> None:
+    """Say how far it is."""
+    for word in words:
+        progress(word)
 
 
 @isolated

@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.ports.probe import Probe, enter
 from holdfast.tools import CommandTimeout, CurrentCall, command, in_call
-from tests.tools.test_isolated import DEAD_S, STEP_S, alive, cancelled, noted, until
+from tests.tools.test_isolated import DEAD_S, STEP_S, alive, cancelled, noted, shown, until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -46,16 +46,15 @@ async def test_no_such_program_or_directory_is_said() -> None:
 
 async def test_long_output_keeps_both_ends_and_says_what_is_missing() -> None:
     """The end of a log is where the error is."""
-    shown: list[str] = []
-    with in_call(CurrentCall("r", "c", 1), shown.append):
+    with shown() as told:
         result = await command(["sh", "-c", "echo first; seq 200000; echo last"], output_bytes=2000)
     assert result.truncated
     assert result.stdout.startswith("first\n1\n")
     assert result.stdout.endswith("200000\nlast\n")
     assert len(result.stdout) < 2100
     assert "bytes are left out here]" in result.stdout
-    assert "".join(shown).startswith("first\n1\n")
-    assert len("".join(shown)) < 2100
+    assert "".join(told).startswith("first\n1\n")
+    assert len("".join(told)) < 2100
 
 
 async def test_a_flood_costs_other_tasks_nothing() -> None:

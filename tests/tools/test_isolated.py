@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -18,12 +19,14 @@ from holdfast.ports.probe import Probe, enter
 from holdfast.tools import (
     CurrentCall,
     ProcessLimits,
+    Reporter,
     ToolDied,
     ToolQueueTimeout,
     ToolRaised,
     enter_limits,
     in_call,
     isolated,
+    reporting,
 )
 from tests.tools import in_processes as tools
 
@@ -64,6 +67,17 @@ async def cancelled(task: asyncio.Task) -> float:
         async with asyncio.timeout(STEP_S):
             await task
     return time.monotonic() - began
+
+
+@contextmanager
+def shown() -> Iterator[list[str]]:
+    """What the readers of a run are shown of a call."""
+    told: list[str] = []
+    reporter = Reporter("c", 1_000_000, lambda event: told.append(event.text) is None)
+    with in_call(CurrentCall("r", "c", 1)), reporting(reporter):
+        yield told
+    if (rest := reporter.close()) is not None:
+        told.append(rest.text)
 
 
 async def test_arguments_and_results_travel_as_json() -> None:
@@ -122,15 +136,17 @@ def test_only_what_another_process_can_find_is_taken() -> None:
 
 async def test_output_is_shown_while_it_comes_and_is_bounded() -> None:
     """A reader sees progress, and a flood ends in a mark, not in memory."""
-    shown: list[str] = []
-    with in_call(CurrentCall("r", "c", 1), shown.append):
+    with shown() as told:
         assert await tools.says(3) == 3
-        assert "".join(shown) == "xxxxxxxxx\n" * 3
-        shown.clear()
+    assert "".join(told) == "xxxxxxxxx\n" * 3
+    with shown() as told:
         assert await tools.says(20_000) == 20_000
-    text = "".join(shown)
+    text = "".join(told)
     assert text.endswith("[truncated: the tool writes more than is shown]\n")
     assert len(text) < 65_536 + 100
+    with shown() as told:
+        await tools.reports("one ", "two")
+    assert "".join(told) == "one two"
 
 
 async def test_three_generations_are_dead_soon_after_a_stop(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What agents' tools run in: a bounded pool of threads, processes that can be killed, and the name of the call at hand.
+"""What agents' tools run in: a bounded pool of threads, processes that can be killed, and the call that is at hand.
 
 Each name is imported when it is first asked for: an isolated tool's process imports this package at every call, and
-needs no more of it than its decorator.
+needs no more of it than its decorator. So no module here has the name of what it holds.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.tools.calls import CurrentCall, current_call, in_call, report_progress
+    from holdfast.tools.calls import CurrentCall, current_call, in_call
     from holdfast.tools.commands import CommandResult, CommandTimeout, command
     from holdfast.tools.isolation import ToolDied, ToolRaised, isolated
     from holdfast.tools.limits import ProcessLimits, enter_limits, process_limits
     from holdfast.tools.pool import ToolPool, ToolQueueTimeout
+    from holdfast.tools.reports import Reporter, progress, reporting
 
 __all__ = [
     "CommandResult",
     "CommandTimeout",
     "CurrentCall",
     "ProcessLimits",
+    "Reporter",
     "ToolDied",
     "ToolPool",
     "ToolQueueTimeout",
@@ -31,7 +33,8 @@ __all__ = [
     "in_call",
     "isolated",
     "process_limits",
-    "report_progress",
+    "progress",
+    "reporting",
 ]
 
 _HOME = {
@@ -39,6 +42,7 @@ _HOME = {
     "CommandTimeout": "commands",
     "CurrentCall": "calls",
     "ProcessLimits": "limits",
+    "Reporter": "reports",
     "ToolDied": "isolation",
     "ToolPool": "pool",
     "ToolQueueTimeout": "pool",
@@ -49,7 +53,8 @@ _HOME = {
     "in_call": "calls",
     "isolated": "isolation",
     "process_limits": "limits",
-    "report_progress": "calls",
+    "progress": "reports",
+    "reporting": "reports",
 }
 
 

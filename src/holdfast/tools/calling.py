@@ -8,11 +8,12 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Final
 
-from holdfast.tools.calls import current_call, report_progress
+from holdfast.tools.calls import current_call
 from holdfast.tools.isolation import ToolDied, ToolRaised
 from holdfast.tools.limits import process_limits
 from holdfast.tools.output import Kept, Shown
 from holdfast.tools.process import Program, start_group
+from holdfast.tools.reports import progress
 
 RUNNER: Final = Path(__file__).with_name("runner.py")
 REQUEST_BYTES_MAX: Final = 1_048_576
@@ -32,7 +33,7 @@ async def call_isolated(function: FunctionType, awaits: bool, args: tuple[Any, .
     answer = bytearray()
     words = Kept(LAST_WORDS_BYTES)
     shown = process_limits().output_bytes
-    out, err = Shown(report_progress, shown), Shown(report_progress, shown)
+    out, err = Shown(progress, shown), Shown(progress, shown)
 
     def error_output(data: bytes) -> None:
         words.add(data)

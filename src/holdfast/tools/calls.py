@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -28,19 +28,11 @@ class CurrentCall(NamedTuple):
 
 
 _current: ContextVar[CurrentCall | None] = ContextVar("holdfast_call", default=None)
-_show: ContextVar[Callable[[str], None] | None] = ContextVar("holdfast_show", default=None)
 
 
 def current_call() -> CurrentCall | None:
     """The call that this code works for, or None outside a tool."""
     return _current.get()
-
-
-def report_progress(text: str) -> None:
-    """Show `text` to the run's readers as output of the call at hand; from any thread. Outside a call nobody reads."""
-    show = _show.get()
-    if show is not None:
-        show(text)
 
 
 def enter_call(call: CurrentCall) -> None:
@@ -49,16 +41,10 @@ def enter_call(call: CurrentCall) -> None:
 
 
 @contextmanager
-def in_call(call: CurrentCall, show: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Make `call` the current one within the block, and in the threads and tasks that start there.
-
-    Args:
-        call: The call.
-        show: Takes what the call reports as its progress; called on any thread, must return at once.
-    """
-    tokens = _current.set(call), _show.set(show)
+def in_call(call: CurrentCall) -> Iterator[None]:
+    """Make `call` the current one within the block, and in the threads and tasks that start there."""
+    token = _current.set(call)
     try:
         yield
     finally:
-        _current.reset(tokens[0])
-        _show.reset(tokens[1])
+        _current.reset(token)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
-from holdfast.tools.calls import report_progress
 from holdfast.tools.limits import process_limits
 from holdfast.tools.output import Kept, Shown
 from holdfast.tools.process import Program, start_group
+from holdfast.tools.reports import progress
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ async def command(
         raise ValueError("a command needs at least the name of a program")
     bound = output_bytes if output_bytes is not None else process_limits().output_bytes
     kept = Kept(bound), Kept(bound)
-    shown = Shown(report_progress, bound), Shown(report_progress, bound)
+    shown = Shown(progress, bound), Shown(progress, bound)
 
     def take(stream: int, data: bytes) -> None:
         kept[stream].add(data)

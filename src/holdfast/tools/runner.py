@@ -43,6 +43,9 @@ def perform(request: dict[str, Any]) -> Any:
         from holdfast.tools.calls import CurrentCall, enter_call  # part of what the function's module has imported
 
         enter_call(CurrentCall(*request["call"]))
+    reports = sys.modules.get("holdfast.tools.reports")
+    if reports is not None:  # the function's module has imported `progress`
+        reports.print_progress()
     value = function(*request["args"], **request["kwargs"])
     if request["awaits"]:
         import asyncio
