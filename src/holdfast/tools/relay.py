@@ -66,9 +66,7 @@ class Lines:
     def __init__(self, limit: int) -> None:
         """Begin with nothing."""
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._tail = b""
-        self.size = 0  # of the line that is not yet whole
+        self._clear()
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, int]]:
         """The lines that `chunk` ends, each with its length; longer than what is there if it was too long."""
@@ -76,20 +74,30 @@ class Lines:
         found = []
         for end in ends:
             self._add(end)
-            found.append((b"".join(self._parts) + self._tail, self.size))
-            self._parts, self._tail, self.size = [], b"", 0
+            gap = b"\x00" if self.size > len(self._head) + len(self._tail) else b""
+            line = self._head + gap + self._tail if self._long else b"".join(self._parts)
+            found.append((line, self.size))
+            self._clear()
         self._add(rest)
         return found
 
+    def _clear(self) -> None:
+        self._parts: list[bytes] = []
+        self._head = self._tail = b""
+        self._long = False
+        self.size = 0  # of the line that is not yet whole
+
     def _add(self, piece: bytes) -> None:
         self.size += len(piece)
-        if self.size <= self._limit:
+        if not self._long and self.size <= self._limit:
             self._parts.append(piece)
             return
-        if self._parts or not self._tail:
-            head = b"".join([*self._parts, piece])[:EDGE]
-            self._parts, self._tail = [], head
-        self._tail = self._tail[:EDGE] + b"\x00" + (self._tail[EDGE + 1 :] + piece)[-EDGE:]
+        if not self._long:
+            self._long = True
+            piece, self._parts = b"".join([*self._parts, piece]), []
+        room = EDGE - len(self._head)
+        self._head += piece[:room]
+        self._tail = (self._tail + piece[room:])[-EDGE:]
 
 
 class Relay:
@@ -269,7 +277,7 @@ class Relay:
         bucket, lines = Bucket(COMPLAINTS_PER_S, 5 * COMPLAINTS_PER_S), Lines(COMPLAINT_BYTES)
         while chunk := os.read(pipe.fileno(), CHUNK):
             for line, _ in lines.feed(chunk):
-                said = line.decode(errors="replace").strip()
+                said = line[:COMPLAINT_BYTES].decode(errors="replace").strip()
                 self._last_words = said or self._last_words
                 if bucket.take():
                     self._complain(said)
