@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from bench import cost, latency, supervised
+from bench import arguments, cost, latency, supervised
 from tests.system.support import System
 
 Part = Callable[[System, int], tuple[str, list[list[str]]]]
@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "cpu": (cost.paced, 10),
     "speed": (cost.full_speed, 5),
     "processes": (supervised.compared, 5),
+    "arguments": (arguments.grown, 5),
 }
 
 

@@ -26,6 +26,8 @@ FUNCTION_LINES_MAX = 70  # without the docstring: nobody should save on words to
 CANCELLATION_ENDS_HERE = {
     "app/threads.py": "the worker thread's own edge: what ended it is said, and readiness sees that it is gone",
     "engine/executor.py": "the run's outer edge: only here a cancellation becomes a terminal event",
+    "tools/process.py": "told again while its processes end, a call waits for them, and raises then",
+    "tools/runner.py": "a tool's own process: what ends it there is the answer that the worker reads",
     "stores/sqlite/writer.py": "a thread of its own: no cancellation reaches it, and its death must be told",
 }
 

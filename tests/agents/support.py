@@ -77,12 +77,12 @@ class Told:
         return {event.name: event.outcome for event in self.of(ToolFinished)}
 
 
-async def tell(events: AsyncIterator[AgentEvent], told: Told | None = None) -> Told:
+async def tell(events: AsyncIterator[AgentEvent], told: Told | None = None, limit_s: float = LIMIT_S) -> Told:
     """Read a run to its end; how it failed is kept."""
     told = told if told is not None else Told()
     began = time.monotonic()
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s):
             async for event in events:
                 told.events.append(event)
                 told.at.append(time.monotonic() - began)

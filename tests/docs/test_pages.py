@@ -102,6 +102,13 @@ def test_readme_shows_the_example_as_it_is():
     assert len(block.code.split("\n")) - block.code.split("\n").count("") == 6
 
 
+def test_isolation_page_shows_the_examples_as_they_are():
+    """What people copy there is what is served in a test."""
+    for name in ("heavy.py", "workshop.py"):
+        (block,) = blocks("file", name)
+        assert block.code == (ROOT / "examples" / name).read_text(encoding="utf-8")
+
+
 def test_make_targets_on_the_pages_exist():
     """The first command that a visitor types works."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -96,6 +96,7 @@ def test_event_source_block(demo):
     [
         ("app:agent", '!tool wait_for_tide {"seconds": 0.01}\n!say done', '"outcome":"success"'),
         ("generator:agent", "one two", '"text":"one two '),
+        ("workshop:agent", '!tool count_primes {"below": 100}\n!say done', '"result":25'),
     ],
 )
 def test_examples_are_served(tmp_path, spec, prompt, heard):

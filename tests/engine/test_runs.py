@@ -272,3 +272,19 @@ async def test_queued_prompts_run_in_order_and_can_be_stopped_in_the_queue() -> 
     assert [r.state for r in records] == [State.COMPLETED, State.COMPLETED, State.CANCELLED, State.COMPLETED]
     assert records[0].ended_at <= records[1].ended_at <= records[3].ended_at  # type: ignore[operator]
     assert [e.messages[0].text for e in history] == ["p0", "p1", "p2", "p3"]
+
+
+async def test_a_call_that_its_agent_forgot_is_closed_when_the_run_completes() -> None:
+    """F57: every tool.called has its tool.finished, however the run ends; a card that spins for ever is a lie."""
+
+    async def forgetful(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield ToolCalled("c1", "look", {})
+        yield Result("done")
+
+    async with Rig(FunctionAgent(forgetful)) as rig:
+        key = await rig.start()
+        record = await rig.end(key)
+        events = await rig.events(key)
+    assert record.state is State.COMPLETED
+    finished = [e for e in events if e["type"] == "tool.finished"]
+    assert [(e["call"], e["outcome"]) for e in finished] == [("c1", "interrupted")]

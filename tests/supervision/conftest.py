@@ -23,7 +23,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
         def start(*arguments: str, **env: str) -> System:
             directory = tmp_path_factory.mktemp("supervised")
-            shutil.copy(HERE / "agents_supervised.py", directory)
+            for name in ("agents_supervised.py", "agents_isolated.py", "isolated_tools.py"):
+                shutil.copy(HERE / name, directory)
             system = stack.enter_context(closing(System(directory, *(arguments or (CREW,)), env=env)))
             started.append(system)
             return system

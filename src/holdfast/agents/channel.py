@@ -43,6 +43,15 @@ class Channel(Generic[T]):
         self._taken.clear()
         self._ready.set()
 
+    def offer(self, item: T) -> bool:
+        """Add `item` if there is room, without waiting; also when nobody reads: it is among what is left then."""
+        if self._closed or len(self._items) >= self._size:
+            return False
+        self._items.append(item)
+        self._taken.clear()
+        self._ready.set()
+        return True
+
     async def settle(self) -> None:
         """Wait until the reader has dealt with everything sent, that is, has asked for more."""
         if self._items or not self._taken.is_set():

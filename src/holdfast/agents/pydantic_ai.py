@@ -38,10 +38,14 @@ from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, given_and_mended
+from holdfast.agents.mcp import McpLimits
+from holdfast.agents.mistakes import patient
 from holdfast.agents.numbering import Numbering
+from holdfast.agents.repeats import POLLING, Repeats
 from holdfast.agents.restart import Restarts, afresh
+from holdfast.agents.results import words
 from holdfast.agents.sampling import model_settings
-from holdfast.agents.tooling import Hooks, ToolRunner
+from holdfast.agents.tooling import Hooks, ToolLimits, ToolRunner
 from holdfast.aio import Owner, settle
 from holdfast.config.settings import Settings
 from holdfast.domain.errors import AgentExit, RunEnded
@@ -52,6 +56,7 @@ from holdfast.ports.agent import (
     AgentEvent,
     AttemptDiscarded,
     Checkpoint,
+    Degraded,
     ModelRequested,
     ModelResponded,
     PartDone,
@@ -129,6 +134,9 @@ class PydanticAgent:
             raise ended from drive.failure
         if task.cancelled():
             raise RunEnded(Reason.AGENT_ERROR, "agent_cancelled_itself", "the agent cancelled its own task")
+        odd = task.exception()
+        if odd is not None:  # no Exception: whoever reads the run must not take its silence for an answer
+            raise RunEnded(Reason.AGENT_ERROR, "agent_exception", words(odd), cause=type(odd).__name__) from odd
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -147,8 +155,9 @@ class _Drive:
         self.ctx = ctx
         self.channel: Channel[AgentEvent] = Channel()
         self.failure: Exception | None = None
-        self.tools = ToolRunner(ctx, settings.tool_timeout_s, settings.stop_grace_s, adapter.owner)
-        self.hooks = Hooks(self.tools, adapter.guard)
+        self.tools = ToolRunner(ctx, ToolLimits.of(settings), adapter.owner, self.channel)
+        self.repeats = Repeats(settings.tool_repeats_warn, settings.tool_repeats, self._polls)
+        self.hooks = Hooks(self.tools, adapter.guard, McpLimits.of(settings))
         self.scope = RequestScope(self._tell, ctx.deadline)
         self._writer = Writer()
         self._before: list[ModelMessage] = []  # this run's messages of earlier attempts
@@ -195,6 +204,7 @@ class _Drive:
         ) as run:
             self._run = run
             self._leave_steps_to_the_budget(run)
+            run.ctx.deps.tool_manager = patient(run.ctx.deps.tool_manager)
             node = run.next_node
             while not Agent.is_end_node(node):
                 if Agent.is_model_request_node(node):
@@ -230,6 +240,7 @@ class _Drive:
     def _resume(self, progress: Progress) -> None:
         messages = progress.messages
         self._known = frozenset(call_ids(messages))
+        self.repeats.recall(messages)
         self.scope.step = progress.step
         if messages and isinstance(messages[-1], ModelResponse):
             self.hooks.replay = self._resumed = messages[-1]
@@ -301,9 +312,11 @@ class _Drive:
             await self.channel.send(done)
         self._numbering.name_calls(response)
         await self.channel.send(self._responded(run, response))
-        for part in response.parts:
-            if isinstance(part, ToolCallPart) and not self._is_output(part.tool_name):
-                await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
+        calls = [p for p in response.parts if isinstance(p, ToolCallPart) and not self._is_output(p.tool_name)]
+        for part in calls:
+            await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
+        for said in self.repeats.look(calls, self.tools.notes):
+            await self.channel.send(Degraded("tool_loop", said))
         await self.channel.send(Checkpoint(self._writer.messages(self.scope.step, self._messages(run))))
         await self.channel.settle()
 
@@ -311,12 +324,11 @@ class _Drive:
         call = part.tool_call_id
         if call in self.tools.finished:
             return
-        outcome = self.tools.outcomes.get(call, part.outcome)
         await self.channel.send(
             ToolFinished(
                 call=call,
                 name=part.tool_name,
-                outcome="failed" if outcome == "retried" else outcome,
+                outcome=self.tools.outcome(part),
                 result=bounded(_jsonable(part.content)),
                 duration_ms=self.tools.duration_ms(call),
                 checkpoint=self._writer.finished(call, part, content),
@@ -394,6 +406,11 @@ class _Drive:
 
     def _model_name(self, run: AgentRun[Any, Any]) -> str:
         return run.ctx.deps.model.model_name
+
+    def _polls(self, tool: str) -> bool:
+        """Whether a tool says of itself that it is asked the same thing again and again."""
+        tool_def = self._run.ctx.deps.tool_manager.get_tool_def(tool) if self._run is not None else None
+        return tool_def is not None and bool((tool_def.metadata or {}).get(POLLING))
 
     def _is_output(self, tool: str) -> bool:
         """Whether a tool is the form of the answer, not work of its own."""

@@ -1,8 +1,8 @@
 """Runs an agent's tools so that none of them can hurt its run.
 
-A tool that raises, hangs, is unknown or gets bad arguments is a result for the model to read, not the end of the run.
-A tool that has finished in an earlier attempt is not run again: its result is taken from the checkpoint. One that was
-in flight when that attempt died is run again only if it says that this does no harm:
+A tool that raises, hangs, is unknown, gets bad arguments or gives too much is a result for the model to read, not the
+end of the run. A tool that has finished in an earlier attempt is not run again: its result is taken from the
+checkpoint. One that was in flight when that attempt died is run again only if it says that this does no harm:
 
     Tool(send, metadata={"idempotent": True})        # and use current_call().key as the idempotency key
 
@@ -19,10 +19,10 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
-import pydantic_core
 from pydantic_ai import ModelRetry, RunContext, ToolDefinition, ToolFailed
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import (
@@ -34,64 +34,107 @@ from pydantic_ai.exceptions import (
     ToolRetryError,
     UnexpectedModelBehavior,
 )
-from pydantic_ai.messages import ModelResponse, ToolCallPart, ToolReturn
+from pydantic_ai.messages import ModelResponse, ToolCallPart, ToolReturn, ToolReturnPart
 from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import ToolDenied
+from pydantic_ai.toolsets import AbstractToolset
 
+from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import Finished
 from holdfast.agents.compaction import CompactingModel, Compactor
+from holdfast.agents.elsewhere import as_raised
+from holdfast.agents.mcp import McpLimits, guarded
+from holdfast.agents.mistakes import mistake
+from holdfast.agents.results import cut, cut_part, sendable, words
 from holdfast.aio import Owner, settle
+from holdfast.config import Settings
 from holdfast.domain.errors import RunEnded
+from holdfast.domain.runs import Reason
 from holdfast.models import GuardedModel, ModelGuard
+from holdfast.ports.agent import AgentEvent
 from holdfast.ports.agent import RunContext as HoldfastContext
-from holdfast.tools import CurrentCall, ToolQueueTimeout, in_call
+from holdfast.tools import CurrentCall, Reporter, ToolQueueTimeout, current_call, in_call, reporting
 
-MESSAGE_MAX: Final = 4000
 IDEMPOTENT: Final = "idempotent"
-_PASSES: Final = (
-    ApprovalRequired,
-    CallDeferred,
-    ModelRetry,
-    RunCancelled,
-    RunEnded,
-    SkipToolExecution,
-    ToolFailed,
-    ToolFailedError,
-    ToolRetryError,
-)
+_TIMED_OUT: Final = "Timed out after "  # how pydantic-ai's own timeout of a tool begins
+_NOT_RUN: Final = "Tool not executed"  # how its result of a call that an answer overtook begins
+_PASSES: Final = (ApprovalRequired, CallDeferred, RunCancelled, RunEnded, SkipToolExecution)
+_Caught = tuple[BaseException | None, Any]
 _log = logging.getLogger("holdfast.tools")
+
+
+class ToolLimits(NamedTuple):
+    """What bounds the tool calls of a run.
+
+    Attributes:
+        timeout_s: One call, for a tool that names no limit of its own.
+        grace_s: How long a cancelled tool may take to end before it is abandoned.
+        parallel: How many calls work at once.
+        result_bytes: How much of a result is sent on.
+        progress_bytes: How much one call may say while it works.
+    """
+
+    timeout_s: float
+    grace_s: float
+    parallel: int
+    result_bytes: int
+    progress_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> ToolLimits:
+        """Those of a deployment."""
+        return cls(
+            settings.tool_timeout_s,
+            settings.stop_grace_s,
+            settings.tool_parallel,
+            settings.tool_result_bytes,
+            settings.tool_progress_bytes,
+        )
 
 
 class ToolRunner:
     """The tool calls of one run's attempt."""
 
-    def __init__(self, ctx: HoldfastContext, timeout_s: float, grace_s: float, owner: Owner) -> None:
+    def __init__(self, ctx: HoldfastContext, limits: ToolLimits, owner: Owner, channel: Channel[AgentEvent]) -> None:
         """Hold the limits.
 
         Args:
             ctx: The run.
-            timeout_s: For a tool that names no limit of its own.
-            grace_s: How long a cancelled tool may take to end before it is abandoned.
+            limits: Of its calls.
             owner: Of the tools' tasks.
+            channel: Where what they say goes.
         """
         self._ctx = ctx
-        self._timeout_s = timeout_s
-        self._grace_s = grace_s
+        self._limits = limits
         self._owner = owner
+        self._channel = channel
+        self._slots = asyncio.Semaphore(limits.parallel)
         self._started: dict[str, float] = {}
         self.finished: dict[str, Finished] = {}  # by an earlier attempt
         self.in_flight: frozenset[str] = frozenset()  # when that attempt died
         self.outcomes: dict[str, str] = {}  # where pydantic-ai has no word for it
+        self.notes: dict[str, str] = {}  # call -> what the model is told beside its result
+        self.seen: set[str] = set()  # the calls that came here
 
     def duration_ms(self, call: str) -> int:
         """Since the call's own code began; 0 if it never did."""
         began = self._started.get(call)
         return 0 if began is None else int((time.monotonic() - began) * 1000)
 
+    def outcome(self, part: ToolReturnPart) -> str:
+        """The log's word for how a call ended."""
+        call = part.tool_call_id
+        said = self.outcomes.get(call, part.outcome)
+        if said == "success" and call not in self.seen and str(part.content).startswith(_NOT_RUN):
+            return "interrupted"
+        return "failed" if said == "retried" else said
+
     async def run(self, call: ToolCallPart, tool_def: ToolDefinition, work: Callable[[], Awaitable[Any]]) -> Any:
         """The result of one call; what goes wrong with the tool is a `ToolFailed`."""
         name = call.tool_call_id
+        self.seen.add(name)
         if name in self.finished:
             return _replayed(self.finished[name])
         if name in self.in_flight and not (tool_def.metadata or {}).get(IDEMPOTENT):
@@ -100,67 +143,108 @@ class ToolRunner:
                 "the outcome of this call is unknown: the worker that ran it died before the result was stored; "
                 "it may or may not have taken effect, so check before you call it again"
             )
-        limit_s = tool_def.timeout if tool_def.timeout is not None else self._timeout_s
+        limit_s = tool_def.timeout if tool_def.timeout is not None else self._limits.timeout_s
+        note = self.notes.get(name, "")
         try:
-            return _sendable(await self._bounded(call, work, limit_s))
-        except ModelRetry as error:
-            if tool_def.timeout is None or error.message != f"Timed out after {tool_def.timeout} seconds.":
-                raise
-            raise self._timed_out(name, limit_s) from error
-        except UnexpectedModelBehavior as error:
-            if isinstance(error.__cause__, ModelRetry):
-                raise  # the tool's own budget of retries is spent: the library ends the run
-            raise _failed(call, error) from error
+            async with self._slot():
+                result = sendable(await self._bounded(call, work, limit_s), self._limits.result_bytes)
+            return _noted(result, note)
+        except ToolFailedError as error:
+            raise ToolFailedError(_noted_part(error.tool_failed, note)) from error
+        except ToolRetryError as error:
+            if _is_timeout(error.__cause__):
+                raise self._timed_out(name, limit_s, note) from error
+            part = error.tool_retry
+            raise ToolRetryError(_noted_part(part, note) if isinstance(part, ToolReturnPart) else part) from error
         except _PASSES:
             raise
+        except (ToolFailed, ModelRetry) as error:
+            error.message = cut(error.message) + note
+            raise
+        except UnexpectedModelBehavior as error:
+            if _is_timeout(error.__cause__):
+                raise self._timed_out(name, limit_s, note) from error
+            if isinstance(error.__cause__, ModelRetry):  # the tool may be asked again no more: a failure like others
+                raise ToolFailed(mistake(error) + note) from error
+            raise _failed(call, error, note) from error
         except ToolQueueTimeout as error:
             self.outcomes[name] = "timeout"
-            raise ToolFailed(str(error)) from error
+            raise ToolFailed(str(error) + note) from error
         except Exception as error:
-            raise _failed(call, error) from error
+            raise _failed(call, error, note) from error
+
+    async def answer(self, name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        """What an output function makes of the answer, in the time of a tool.
+
+        Raises:
+            RunEnded: It did not end in time. It is not the model's to correct, and may have taken effect.
+        """
+        limit_s = self._limits.timeout_s
+        self._ctx.probe.waits("output function", fires="tool_timeout", fires_in_s=limit_s)
+        task = self._owner.spawn(_caught(work), f"output function {name}")
+        if await self._settled(task, limit_s) or task.cancelled():
+            raise RunEnded(
+                Reason.TOOL_ERROR,
+                "output_function_timeout",
+                f"the output function {name} did not finish within {limit_s:g} s and was cancelled",
+                remedy="raise tool_timeout_s if it is slow on purpose",
+            )
+        return _outcome(task)
+
+    def _slot(self) -> AbstractAsyncContextManager[None]:
+        """A place among the calls that work at once; a call that a tool makes itself has its maker's."""
+        maker = current_call()
+        if maker is not None and maker.run == self._ctx.key.run:
+            return nullcontext()
+        return self._slots  # bounded: each call before it ends within its own limit and the grace
 
     async def _bounded(self, call: ToolCallPart, work: Callable[[], Awaitable[Any]], limit_s: float) -> Any:
         """In a task of its own, so that a tool that ignores its cancellation is abandoned, not waited for."""
         name = call.tool_call_id
         self._ctx.probe.waits("tool", fires="tool_timeout", fires_in_s=limit_s)
-        with in_call(CurrentCall(self._ctx.key.run, name, self._ctx.epoch)):
+        reporter = Reporter(name, self._limits.progress_bytes, self._channel.offer)
+        with in_call(CurrentCall(self._ctx.key.run, name, self._ctx.epoch)), reporting(reporter):
             task = self._owner.spawn(self._perform(call, work), f"tool {call.tool_name} {name}")
         try:
+            late = await self._settled(task, limit_s)
+        except asyncio.CancelledError:
+            if (said := reporter.close()) is not None:
+                self._channel.offer(said)
+            raise
+        if (said := reporter.close()) is not None:
+            await self._channel.send(said)
+        if late:
+            raise self._timed_out(name, limit_s, "")
+        if task.cancelled():
+            raise ToolFailed("the tool was cancelled from within")
+        return _outcome(task)
+
+    async def _settled(self, task: asyncio.Task[Any], limit_s: float) -> bool:
+        """Wait for a task within its limit, and end it at that limit, or with the run; whether it was late."""
+        try:
             late = await settle({task}, limit_s)
+            if late:
+                task.cancel()
+                await settle({task}, self._limits.grace_s)
         except asyncio.CancelledError:
             task.cancel()
             while not task.done():  # its end is the run's end: whether to wait that long is the executor's to say
-                await settle({task}, self._grace_s)
+                await settle({task}, self._limits.grace_s)
             raise
-        if late:
-            task.cancel()
-            await settle({task}, self._grace_s)
-            raise self._timed_out(name, limit_s)
-        if task.cancelled():
-            raise ToolFailed("the tool was cancelled from within")
-        error, value = task.result()
-        if error is not None:
-            raise error
-        return value
+        return bool(late)
 
-    async def _perform(
-        self, call: ToolCallPart, work: Callable[[], Awaitable[Any]]
-    ) -> tuple[BaseException | None, Any]:
+    async def _perform(self, call: ToolCallPart, work: Callable[[], Awaitable[Any]]) -> _Caught:
         name = call.tool_call_id
         self._started[name] = time.monotonic()
         self._ctx.probe.tool_started(name, call.tool_name)
         try:
-            return None, await work()
-        except SystemExit as error:  # in a task it would end the worker's loop, and every other run with it
-            return RuntimeError(f"the tool called exit({error.code})"), None
-        except Exception as error:  # noqa: BLE001 - handed to the caller, which sorts it
-            return error, None
+            return await _caught(work)
         finally:
             self._ctx.probe.tool_ended(name)
 
-    def _timed_out(self, name: str, limit_s: float) -> ToolFailed:
+    def _timed_out(self, name: str, limit_s: float, note: str) -> ToolFailed:
         self.outcomes[name] = "timeout"
-        return ToolFailed(f"the tool did not finish within {limit_s:g} s and was cancelled")
+        return ToolFailed(f"the tool did not finish within {limit_s:g} s and was cancelled{note}")
 
 
 @dataclass
@@ -169,8 +253,13 @@ class Hooks(AbstractCapability[Any]):
 
     tools: ToolRunner
     guard: ModelGuard
+    mcp: McpLimits
     replay: ModelResponse | None = None
     compactor: Compactor = field(default_factory=Compactor)
+
+    def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any] | None:
+        """Put a guard around each MCP server."""
+        return guarded(toolset, self.mcp)
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """Guard whichever model serves the request: the agent's own, --model, a fallback, a test's override."""
@@ -204,6 +293,40 @@ class Hooks(AbstractCapability[Any]):
         """Run the tool under our limits."""
         return await self.tools.run(call, tool_def, lambda: handler(args))
 
+    async def wrap_output_process(
+        self,
+        ctx: RunContext[Any],
+        *,
+        output_context: OutputContext,
+        output: Any,
+        handler: Callable[[Any], Awaitable[Any]],
+    ) -> Any:
+        """Run the agent's output function under the same limit as a tool."""
+        if not output_context.has_function or ctx.partial_output:
+            return await handler(output)
+        return await self.tools.answer(output_context.function_name or "", lambda: handler(output))
+
+
+async def _caught(work: Callable[[], Awaitable[Any]]) -> _Caught:
+    """What a user's function gave, or raised: nothing of it may end the loop that it shares with every other run."""
+    try:
+        return None, await work()
+    except (SystemExit, KeyboardInterrupt) as error:
+        said = f"called exit({error.code})" if isinstance(error, SystemExit) else "raised KeyboardInterrupt"
+        return RuntimeError(f"the tool {said}"), None
+    except Exception as error:  # noqa: BLE001 - handed to the caller, which sorts it
+        return as_raised(error), None
+
+
+def _outcome(task: asyncio.Task[_Caught]) -> Any:
+    odd = task.exception()
+    if odd is not None:  # no Exception, such as a group with a KeyboardInterrupt in it: nobody above expects one
+        raise RuntimeError(words(odd)) from odd
+    error, value = task.result()
+    if error is not None:
+        raise error
+    return value
+
 
 def _replayed(done: Finished) -> Any:
     part = done.part
@@ -217,18 +340,33 @@ def _replayed(done: Finished) -> Any:
             return ToolReturn(return_value=part.content, content=done.content, metadata=part.metadata)
 
 
-def _failed(call: ToolCallPart, error: Exception) -> ToolFailed:
+def _failed(call: ToolCallPart, error: Exception, note: str) -> ToolFailed:
     where = "".join(traceback.format_exception(error, limit=-3))  # the tool's own frames, not the library's twenty
     _log.warning("tool_failed call=%s tool=%s\n%s", call.tool_call_id, call.tool_name, where.rstrip())
-    return ToolFailed(f"{type(error).__name__}: {error}"[:MESSAGE_MAX])
+    return ToolFailed(words(error) + note)
 
 
-def _sendable(result: Any) -> Any:
-    """The result itself, if it can be written down; a TypeError is the tool's, not the run's, failure."""
+def _is_timeout(cause: BaseException | None) -> bool:
+    """Whether the library's own limit of a tool fired, which it takes for a mistake of the model."""
+    return isinstance(cause, ModelRetry) and cause.message.startswith(_TIMED_OUT)
+
+
+def _noted(result: Any, note: str) -> Any:
+    """The result with a word to the model beside it."""
+    if not note:
+        return result
+    if isinstance(result, ToolDenied):
+        return ToolDenied(result.message + note)
     value = result.return_value if isinstance(result, ToolReturn) else result
-    if not (value is None or isinstance(value, str | int | float | bool)):
-        try:
-            pydantic_core.to_json(value)
-        except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
-            raise TypeError(f"the tool's result is a {type(value).__name__} and no JSON: {error}") from error
-    return result
+    value = value + note if isinstance(value, str) else {"result": value, "note": note.strip()}
+    if isinstance(result, ToolReturn):
+        return replace(result, return_value=value)
+    return value
+
+
+def _noted_part(part: ToolReturnPart, note: str) -> ToolReturnPart:
+    """What the library made of a failure, bounded, with a word to the model."""
+    cut_part(part)
+    if isinstance(part.content, str):
+        part.content += note
+    return part

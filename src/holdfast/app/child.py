@@ -94,7 +94,8 @@ class Child:
             return  # told to end, or orphaned, before there was anything to end
         clock = SystemClock()
         served.pool.watch = self._board.enter_thread
-        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, served.facts, self._board)
+        facts, tired = served.facts, served.pool.tired
+        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board, tired)
         self._worker = worker
         _ = self._owner.spawn(self._beat(store), "beat")
         self._say({"report": "working", "worker": self._name})
@@ -111,7 +112,7 @@ class Child:
                 self._log.write("broken", worker=self._name, what=broken, remedy="none needed: it is replaced")
                 sys.stderr.flush()
                 os._exit(_BROKEN)
-            self._say({"report": "beat"})
+            self._say({"report": "beat", "tired": self._worker.tired() if self._worker is not None else ""})
             await asyncio.sleep(_BEAT_S)
 
     async def _until(self, event: asyncio.Event) -> bool:
@@ -131,6 +132,9 @@ class Child:
                 self._go.set()
             case "close":
                 self._spawn(self._close(order["drain_s"]), "close")
+            case "retire":
+                if self._worker is not None:
+                    self._spawn(self._worker.retire(order["drain_s"]), "retire")
             case "stop_all":
                 if self._worker is not None:
                     self._spawn(self._worker.stop_all(), "stop_all")

@@ -30,6 +30,8 @@ class WorkerProcess:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.beat_at = 0.0
+        self.tired = ""  # why it takes no new runs, by its own account
+        self.tired_at = 0.0
         self._let_go = False
         self.told_at = 0.0
         self.inspections: dict[int, asyncio.Future[Any]] = {}
@@ -99,10 +101,16 @@ class WorkerProcess:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _tire(self, why: str) -> None:
+        if why and not self.tired:
+            self.tired_at = self.beat_at
+        self.tired = why
+
     def _take(self, report: Line) -> None:
         match report.get("report"):
             case "beat" | "working":
                 self.beat_at = time.monotonic()
+                self._tire(report.get("tired", ""))
             case "ready":
                 self.name = report["worker"]
                 self.agents = [msgspec.convert(info, AgentInfo) for info in report["agents"]]

@@ -62,7 +62,12 @@ async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
 
 def pool_facts(pool: ToolPool) -> dict[str, Any]:
     """How the tools' threads are."""
-    return {"tool_threads": pool.threads, "tools_queued": pool.queued, "quarantined": pool.quarantined}
+    return {
+        "tool_threads": pool.threads,
+        "tools_queued": pool.queued,
+        "quarantined": pool.quarantined,
+        "quarantine": pool.quarantine,
+    }
 
 
 def _info(agent: Agent, settings: Settings, *, rehearsal: bool) -> AgentInfo:

@@ -3,13 +3,15 @@
 It lives on the gateway's loop, where no user code runs, and judges the worker by a beat on a pipe, never through the
 database. A worker that does not beat for `loop_stall_s` is killed, sooner if a stop waits for it; the run that its
 shared memory blames ends with loop_blocked, the others go on from their checkpoints with no attempt counted. A spare
-that has imported everything takes its place within half a second. More than three replacements in a minute: not
-ready, and it says why.
+that has imported everything takes its place within half a second. A worker that is tired, because too many of its
+threads are held by tools that were given up on, takes no new runs: the spare takes them, while the old one drains and
+ends. More than three replacements in a minute: not ready, and it says why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +42,7 @@ _INSPECT_S: Final = 0.5
 _REPLACEMENTS_MAX: Final = 3
 _REPLACEMENTS_WINDOW_S: Final = 60.0
 _CALM_S: Final = 15.0  # between tries, once there were too many
+_TIRED_S: Final = 1.0  # a worker that is tired for less than this is left at work
 _REAP_S: Final = 2.0
 _TAKE_OVER_TRIES: Final = 20
 _TRY_AGAIN_S: Final = 0.5
@@ -79,6 +82,7 @@ class Supervisor:
         self._spare: WorkerProcess | None = None
         self._spare_due = 0.0
         self._starting: WorkerProcess | None = None
+        self._retired: dict[WorkerProcess, float] = {}  # take no new runs, and must have ended by then
         self._replaced: deque[float] = deque(maxlen=_REPLACEMENTS_MAX + 1)
         self._stop_asked_at = 0.0
         self._unanswered_at = 0.0
@@ -125,15 +129,17 @@ class Supervisor:
         if self._closing:
             return
         self._closing = True
-        worker, unused = self._worker, [self._spare, self._starting]
+        unused = [self._spare, self._starting]
         self._spare = None
         for process in unused:
             if process is not None:
                 await self._discard(process)
-        if worker is not None:
+        workers = self._at_work()
+        for worker in workers:
             worker.say({"order": "close", "drain_s": drain_s})
-            bound = drain_s + 2 * self._settings.stop_grace_s + 5.0
-            await self._until_exited(worker, bound)
+        until = time.monotonic() + drain_s + 2 * self._settings.stop_grace_s + 5.0
+        for worker in workers:
+            await self._until_exited(worker, until - time.monotonic())
             await self._discard(worker)
             await self._take_over(worker, None)
         await self._owner.close(1.0)
@@ -142,14 +148,22 @@ class Supervisor:
     async def stop_all(self) -> None:
         """The second signal: every run ends now."""
         self._stop_asked_at = time.monotonic()
-        if self._worker is not None:
-            self._worker.say({"order": "stop_all"})
+        for worker in self._at_work():
+            worker.say({"order": "stop_all"})
 
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """Ask the worker what a run waits on, for at most half a second."""
-        worker = self._worker
-        if worker is None:
-            return None
+        """Ask the worker what a run waits on, for at most half a second; one that drains may have it, too."""
+        for worker in self._at_work():
+            found = await self._inspect(worker, key)
+            if found is not None:
+                return found
+        return None
+
+    def _at_work(self) -> list[WorkerProcess]:
+        """The worker, and those that drain."""
+        return [*([] if self._worker is None else [self._worker]), *self._retired]
+
+    async def _inspect(self, worker: WorkerProcess, key: RunKey) -> dict[str, Any] | None:
         self._inspection += 1
         number = self._inspection
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -191,36 +205,78 @@ class Supervisor:
 
     def _excuse(self, late_s: float) -> None:
         self._log.write("gateway_late", late_ms=int(late_s * 1000))
-        if self._worker is not None:
-            now = time.monotonic()
-            self._worker.told_at = now
-            if self._worker.beat_at:
-                self._worker.beat_at = now
+        now = time.monotonic()
+        for worker in self._at_work():
+            worker.told_at = now
+            if worker.beat_at:
+                worker.beat_at = now
 
     async def _look(self) -> None:
         worker = self._worker
         if worker is None:
             await self._replace()
             return
-        if worker.exited() or worker.ended.is_set():
-            await self._until_exited(worker, _REAP_S)
-            if self._closing and worker.code() == 0:
-                return  # it was told to
-            self._log.write("worker_lost", worker=worker.name, pid=worker.pid, code=worker.code())
-            await self._bury(worker, None)
-            return
-        why = self._stalled(worker)
-        if why:
-            blamed = await self._culprit(worker)
-            if not self._stalled(worker):
-                return  # it beats again
-            worker.kill()
-            run = blamed.run if blamed else None
-            self._log.write("worker_killed", worker=worker.name, pid=worker.pid, why=why, blamed=run)
-            await self._until_exited(worker, _REAP_S)
+        dead, blamed = await self._judge(worker)
+        if dead:
             await self._bury(worker, blamed)
             return
+        await self._tend_retired()
         await self._tend_spare()
+        await self._relieve(worker)
+
+    async def _judge(self, worker: WorkerProcess) -> tuple[bool, RunKey | None]:
+        """Whether a worker is dead, by itself or because it had to be killed, and whom that is blamed on."""
+        if worker.exited() or worker.ended.is_set():
+            await self._until_exited(worker, _REAP_S)
+            if (self._closing or worker in self._retired) and worker.code() == 0:
+                return not self._closing, None  # it was told to
+            self._log.write("worker_lost", worker=worker.name, pid=worker.pid, code=worker.code())
+            return True, None
+        overdue = time.monotonic() > self._retired.get(worker, math.inf)
+        why = self._stalled(worker) or ("it was told to end long ago" if overdue else "")
+        if not why:
+            return False, None
+        blamed = await self._culprit(worker)
+        if not self._stalled(worker) and not overdue:
+            return False, None  # it beats again
+        worker.kill()
+        run = blamed.run if blamed else None
+        self._log.write("worker_killed", worker=worker.name, pid=worker.pid, why=why, blamed=run)
+        await self._until_exited(worker, _REAP_S)
+        return True, blamed
+
+    async def _relieve(self, worker: WorkerProcess) -> None:
+        """Let the spare take the new runs, once the worker takes none; one worker drains at a time."""
+        if not worker.tired or self._closing:
+            self.why = "" if not self._closing else self.why
+            return
+        now = time.monotonic()
+        self.why = f"{worker.tired}; the worker takes no new runs and is being replaced"
+        if now - worker.tired_at < _TIRED_S or self._retired:
+            return
+        if self._recent() >= _REPLACEMENTS_MAX and now - self._replaced[-1] < _CALM_S:
+            self.why += f", but it was replaced {self._recent()} times in 60 s: run such tools isolated"
+            return
+        spare = self._spare
+        if spare is None and now > self._spare_due:
+            self._spare = self._spawn()
+        elif spare is not None and spare.ready.is_set() and not (spare.failed or spare.exited()):
+            self._spare = None
+            self._replaced.append(now)
+            self._retired[worker] = now + self._settings.drain_s + self._settings.run_deadline_s + _REAP_S
+            self._log.write("worker_tired", worker=worker.name, pid=worker.pid, why=worker.tired)
+            worker.say({"order": "retire", "drain_s": self._settings.drain_s})
+            self._put_to_work(spare)
+
+    async def _tend_retired(self) -> None:
+        """See those that drain to their end."""
+        for worker in list(self._retired):
+            dead, blamed = await self._judge(worker)
+            if dead:
+                del self._retired[worker]
+                self._log.write("worker_retired", worker=worker.name, pid=worker.pid, code=worker.code())
+                await self._discard(worker)
+                _ = self._owner.spawn(self._take_over(worker, blamed), f"take over from {worker.name}")
 
     async def _culprit(self, worker: WorkerProcess) -> RunKey | None:
         """Whose step, or whose sync tool, blocks the loop."""
@@ -283,9 +339,11 @@ class Supervisor:
         if not self._too_many():
             await self._replace()
 
+    def _recent(self) -> int:
+        return sum(time.monotonic() - at < _REPLACEMENTS_WINDOW_S for at in self._replaced)
+
     def _too_many(self) -> bool:
-        recent = [at for at in self._replaced if time.monotonic() - at < _REPLACEMENTS_WINDOW_S]
-        return len(recent) > _REPLACEMENTS_MAX
+        return self._recent() > _REPLACEMENTS_MAX
 
     async def _replace(self) -> None:
         """Put the spare to work, or a new process; after too many in a minute, wait before each."""

@@ -61,7 +61,10 @@ class WorkerThread:
     @property
     def why(self) -> str:
         """Why no run would be worked on now, or ""."""
-        return "" if self._thread.is_alive() else "the worker's thread has ended; restart the server, its log says why"
+        if not self._thread.is_alive():
+            return "the worker's thread has ended; restart the server, its log says why"
+        tired = self._served.pool.tired() if self._served is not None else ""
+        return f"{tired}; no new runs until some of them return" if tired else ""
 
     @property
     def dead(self) -> bool:
@@ -84,8 +87,9 @@ class WorkerThread:
         board = self._board = BlameBoard.alone()
         if self._served is not None:
             self._served.pool.watch = board.enter_thread
+        tired = self._served.pool.tired if self._served is not None else str
         name, clock = worker_name(os.getpid()), SystemClock()
-        self._worker = Worker(self._store, self._given, self._settings, self._log, clock, name, facts, board)
+        self._worker = Worker(self._store, self._given, self._settings, self._log, clock, name, facts, board, tired)
         self._thread.start()
         self._started.wait(_START_S)
 

@@ -76,7 +76,17 @@ class Settings(BaseModel):
 
     tool_timeout_s: float = Field(120, gt=0)
     tool_queue_s: float = Field(10, gt=0)
+    tool_parallel: int = Field(3, ge=1, le=256)
+    tool_result_bytes: int = Field(262_144, ge=4096)
+    tool_progress_bytes: int = Field(65_536, ge=1024)
+    tool_repeats_warn: int = Field(3, ge=0)
+    tool_repeats: int = Field(10, ge=0)
+    mcp_start_s: float = Field(30, gt=0)
+    mcp_message_bytes: int = Field(4_194_304, ge=65_536)
     tool_threads: int = Field(16, ge=1, le=256)
+    tool_processes: int = Field(16, ge=1, le=256)
+    tool_kill_s: float = Field(2, gt=0, le=60)
+    tool_output_bytes: int = Field(65_536, ge=1024, le=8_388_608)
     quarantine: int = Field(4, ge=1)
 
     stalled_notice_s: float = Field(10, ge=0)

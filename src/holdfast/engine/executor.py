@@ -298,7 +298,7 @@ class Executor:
         """Write the terminal event, as the store allows it: STOP turns completed and failed into cancelled."""
         if outcome.state is not State.COMPLETED:
             outcome = replace(outcome, ends=tool_ends(outcome, appender.fold, self.probe))
-            self._close_calls(appender)
+        self._close_calls(appender)  # a run may complete over a call whose end it never told
         rest = await appender.close(_CLOSE_S)
         for _ in range(4):  # STOP and PENDING_INPUT each change the answer once
             answer, outcome = await self._finish(appender, rest, outcome)

@@ -113,14 +113,15 @@ def terminal(
 def tool_ends(outcome: Outcome, fold: Digest, probe: Probe) -> tuple[ToolEnd, ...]:
     """What became of each tool call that was open when the end was asked for; before the log closes them."""
     still_open = {call.call for call in fold.open_calls()}
-    working = probe.threads_running() | set(probe.tools_running())
+    working = probe.threads_running() | probe.processes_running() | set(probe.tools_running())
+    killed = probe.processes_killed()
     ends = []
     for call in outcome.open_before:
         ended: Ended = "finished"
         if call.call in working:
             ended = "abandoned"
         elif call.call in still_open:
-            ended = "cancelled"
+            ended = "killed" if call.call in killed else "cancelled"
         ends.append(ToolEnd(call.call, call.name, ended))
     return tuple(ends)
 

@@ -138,7 +138,8 @@ class Translator:
                 self._put(EventType.TOOL_CALLED, call=event.call, name=event.name, args=bounded(event.args))
             case ToolProgress():
                 text = bounded(event.text, _PROGRESS_BYTES_MAX)
-                self._put(EventType.TOOL_PROGRESS, call=event.call, text=text)
+                more = {"truncated": True, "bytes": event.bytes} if event.truncated else {}
+                self._put(EventType.TOOL_PROGRESS, call=event.call, text=text, **more)
             case ToolFinished():
                 fields = {
                     "call": event.call,

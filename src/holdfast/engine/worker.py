@@ -26,6 +26,7 @@ from holdfast.ports.agent import Agent
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
 from holdfast.telemetry import Log
+from holdfast.tools import ProcessLimits, enter_limits
 
 _POLL_S: Final = 1.0
 _PAUSE_S: Final = 0.5  # after a loop of ours has failed
@@ -48,6 +49,7 @@ class Worker:
         name: str,
         pool_facts: Callable[[], dict[str, Any]] = dict,
         board: BlameBoard | None = None,
+        tired: Callable[[], str] = str,
     ) -> None:
         """Take everything; `run` starts it.
 
@@ -60,8 +62,10 @@ class Worker:
             name: Of this worker, new at each start.
             pool_facts: How the tools' threads are, for /api/workers.
             board: Where the run in user code is marked; None where no supervisor looks.
+            tired: Why no new runs should be taken for now, or "".
         """
         self._pool_facts = pool_facts
+        self.tired = tired
         self.name = name
         self._store = store
         self._agents = {agent.name: agent for agent in agents}
@@ -77,11 +81,13 @@ class Worker:
         blamed = board.blamed if board is not None else _nobody
         self._heartbeat = Heartbeat(store, settings, log, name, self._held, self._facts, self._deliver, blamed)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._processes = ProcessLimits(settings)
         self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy, board)
 
     async def run(self) -> None:
         """Claim and hold until `close` is called; returns when everything has ended or was abandoned."""
         self._loop = asyncio.get_running_loop()
+        enter_limits(self._processes)  # of everything that starts here: the runs, their agents, their tools
         self._heartbeat.start()
         loops = [
             self._owner.spawn(self._forever("claims", self._claim_loop), "claims"),
@@ -107,6 +113,21 @@ class Worker:
         for executor, _ in self._executors.values():
             executor.tell(Told("release", Reason.SHUTDOWN, by="shutdown", requested_ms=now_ms))
         await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
+        self._closed.set()
+
+    async def retire(self, drain_s: float) -> None:
+        """Take no more runs: those that are held end here, or go on elsewhere after `drain_s` if their agent can.
+
+        The others are bounded by their deadlines. Another worker takes the new ones meanwhile.
+        """
+        self._accepting = False
+        await self._wait_for_executors(drain_s)
+        now_ms = self._around.clock.wall_ms()
+        for executor, _ in self._executors.values():
+            if self._agents[executor.claim.spec.agent].resumable:
+                executor.tell(Told("release", Reason.SHUTDOWN, by="shutdown", requested_ms=now_ms))
+        while self._executors and not self._closed.is_set():
+            await self._wait_for_executors(_POLL_S)
         self._closed.set()
 
     async def stop_all(self) -> None:
@@ -135,7 +156,7 @@ class Worker:
         with self._store.subscribe(READY_TOPIC) as wake:
             while self._accepting:
                 free = self._settings.concurrency - len(self._executors)
-                if free <= 0 or not self._heartbeat.healthy():
+                if free <= 0 or self.tired() or not self._heartbeat.healthy():
                     await self._wait_freed()
                     continue
                 lease_ms = int(self._settings.lease_s * 1000)
@@ -232,10 +253,12 @@ class Worker:
             "abandoned": len(self._abandoned),
             "tasks": len(self._owner),
             "agents": sorted(self._agents),
-            "accepting": self._accepting,
+            "accepting": self._accepting and not self.tired(),
             "lingering": len(self._lingering),
             "upstreams": sum(executor.probe.upstreams_open for executor, _ in list(self._executors.values())),
             **process_facts(self._loop),
+            "tool_processes": self._processes.running,
+            "tool_processes_queued": self._processes.queued,
             **self._pool_facts(),
         }
 

@@ -54,10 +54,12 @@ class ToolCalled(msgspec.Struct, frozen=True):
 
 
 class ToolProgress(msgspec.Struct, frozen=True):
-    """Output of a tool that still runs."""
+    """Output of a tool that still runs; the texts of one call, joined as they are, are what it said."""
 
     call: str
     text: str
+    truncated: bool = False  # more was said than is told
+    bytes: int = 0  # how much was said in all, where that is more
 
 
 class ToolFinished(msgspec.Struct, frozen=True):

@@ -35,6 +35,8 @@ class Probe:
         self._upstreams_open = 0
         self._tools: dict[str, tuple[str, float]] = {}
         self._threads: list[tuple[str, int, float]] = []  # call, thread, since
+        self._processes: dict[str, int] = {}
+        self._killed: set[str] = set()
         self.upstream_opened_at: float | None = None
         self.upstream_closed_at: float | None = None
         self.last_byte_at: float | None = None
@@ -103,6 +105,33 @@ class Probe:
         with self._lock:
             return self.waiting_on, self.fires, self.fires_at
 
+    def process_started(self, call: str) -> None:
+        """A process of its own works for this call."""
+        with self._lock:
+            self._processes[call] = self._processes.get(call, 0) + 1
+            self._killed.discard(call)
+
+    def process_ended(self, call: str, *, killed: bool) -> None:
+        """That process has ended, with all that it started: by itself, or because we ended it."""
+        with self._lock:
+            left = self._processes.get(call, 0) - 1
+            if left > 0:
+                self._processes[call] = left
+            else:
+                self._processes.pop(call, None)
+            if killed:
+                self._killed.add(call)
+
+    def processes_running(self) -> set[str]:
+        """The calls whose processes have not ended."""
+        with self._lock:
+            return set(self._processes)
+
+    def processes_killed(self) -> set[str]:
+        """The calls whose last process had to be ended, and is seen dead."""
+        with self._lock:
+            return set(self._killed)
+
     def tools_running(self) -> dict[str, str]:
         """Call -> tool name of the tools whose coroutine has not ended."""
         with self._lock:
@@ -124,6 +153,7 @@ class Probe:
         with self._lock:
             tools = [{"call": c, "name": n, "since_ms": int((now - t) * 1000)} for c, (n, t) in self._tools.items()]
             threads = sorted({call for call, _, _ in self._threads})
+            processes = sorted(self._processes)
         return {
             "waiting_on": self.waiting_on,
             "since_ms": int((now - self.since) * 1000),
@@ -133,6 +163,7 @@ class Probe:
             "upstreams_open": self._upstreams_open,
             "last_upstream_byte_ms": None if self.last_byte_at is None else int((now - self.last_byte_at) * 1000),
             "tools": tools[:_SHOWN],
+            "processes": processes,
         }
 
 

@@ -35,6 +35,11 @@ def current_call() -> CurrentCall | None:
     return _current.get()
 
 
+def enter_call(call: CurrentCall) -> None:
+    """Make `call` the current one from here on."""
+    _current.set(call)
+
+
 @contextmanager
 def in_call(call: CurrentCall) -> Iterator[None]:
     """Make `call` the current one within the block, and in the threads and tasks that start there."""

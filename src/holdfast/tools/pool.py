@@ -141,6 +141,19 @@ class ToolPool(Executor):
         """Whether abandoned threads now take the place of useful ones: take no new runs, and be replaced."""
         return self._quarantined >= self._quarantine_max
 
+    @property
+    def quarantine(self) -> int:
+        """How many abandoned threads are replaced."""
+        return self._quarantine_max
+
+    def tired(self) -> str:
+        """Why this process should take no new runs and be replaced, or ""; it may pass, when tools return."""
+        if not self.exhausted:
+            return ""
+        return (
+            f"{self._quarantined} tool threads are held by calls that were given up on (quarantine {self.quarantine})"
+        )
+
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn` in a thread, with the caller's context variables; the call and probe are the current ones.
 
