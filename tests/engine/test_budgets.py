@@ -188,6 +188,7 @@ async def test_a_run_that_the_reaper_ends_has_its_usage() -> None:
     assert record.receipt is not None
     assert record.receipt["by"] == "reaper"
     assert record.usage == events[-1]["usage"] == expected
+    assert record.output == events[-1]["partial"] == "half", "nor is what was shown"
 
 
 async def test_an_agent_that_will_not_leave_is_abandoned_when_its_budget_is_spent() -> None:

@@ -64,7 +64,7 @@ async def test_text_survives_a_stop_at_any_moment() -> None:
             record = await rig.end(key)
             events = await rig.events(key)
             text = "".join(e["text"] for e in events if e["type"] == "text.delta")
-            assert text == record.output, seed
+            assert text == (record.output or ""), seed  # None where a stop met it in the queue
             if record.started_at:
                 assert text in ("".join(yielded), "".join(yielded) + f"t{len(yielded)} "), seed
 

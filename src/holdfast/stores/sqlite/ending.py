@@ -75,7 +75,7 @@ def end_from_outside(
         fields["by"] = by
     fields |= {"partial": partial, "usage": usage, "receipt": receipt}
     log.write_event(tx, row, _TYPES[state], fields, row["epoch"] + 1)
-    ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, leave_inbox=True)
+    ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, output=partial or None, leave_inbox=True)
     entry = derived_entry(tx, row, state, fold)
     tx.run("UPDATE runs SET epoch = epoch + 1, claim = '', stop_by = ? WHERE n = ?", by, row["n"])
     close(tx, row, ending, entry)
