@@ -256,7 +256,7 @@ async def test_a_deaf_server_that_works_for_another_run_is_left_alone() -> None:
     assert (toolset.client.closed, connection.suspect) == (1, False)
 
 
-@pytest.mark.parametrize("mode", ["", "stubborn"])
+@pytest.mark.parametrize("mode", ["", "stubborn"] if FULL else ["stubborn"])
 async def test_a_worker_that_is_killed_leaves_no_server(tmp_path: Path, mode: str) -> None:
     """P2 and P9: kill -9 of a worker must not leave a process that nobody can name."""
     journal = tmp_path / "journal.jsonl"

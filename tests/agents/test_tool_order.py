@@ -54,8 +54,8 @@ async def test_no_more_tools_of_a_run_work_at_once_than_the_setting_says(rig: Ri
 
 async def test_waiting_for_a_place_does_not_count_against_a_tools_own_limit(rig: Rig) -> None:
     """The last of nine would time out because of the eight before it."""
-    rig.settings = rig.settings.model_copy(update={"tool_parallel": 1, "tool_timeout_s": 2.0})
-    crowd = Crowd(pause_s=0.15)
+    rig.settings = rig.settings.model_copy(update={"tool_parallel": 1, "tool_timeout_s": 1.5})
+    crowd = Crowd(pause_s=0.1)
     told = await rig.run(*calls(9), "!say done", tools=[crowd.work])
     assert [event.outcome for event in told.of(ToolFinished)] == ["success"] * 9
 

@@ -47,7 +47,7 @@ def servers(system: System) -> list[int]:
 
 def worker(system: System) -> psutil.Process:
     """The server's own child; the MCP server and its relay are the worker's."""
-    (found,) = system.ps().children()
+    (found,) = system.workers()
     return found
 
 
