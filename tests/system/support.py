@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from tests.environment import clean
+
 ROOT = Path(__file__).resolve().parents[2]
 HOLDFAST = Path(sys.executable).with_name("holdfast")
 FULL = os.environ.get("HOLDFAST_FULL", "") not in ("", "0")
@@ -65,14 +67,13 @@ class Process:
         self.name = name
         self.path = directory / f"{name}.log"
         self._file = self.path.open("ab")
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
         self.popen = subprocess.Popen(
             [str(HOLDFAST), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._file,
             stderr=subprocess.STDOUT,
             cwd=directory,
-            env={**clean, "OPENAI_API_KEY": "none", **(env or {})},
+            env={**clean(), "OPENAI_API_KEY": "none", **(env or {})},
             start_new_session=True,
         )
 

@@ -81,6 +81,11 @@ class Settings(BaseModel):
     in_process: bool = False
     spare: bool = True
 
+    otel_endpoint: str = ""
+    langfuse: bool = False
+    tracer: str = ""
+    trace_content: bool = False
+
 
 def load(
     arguments: Mapping[str, Any],

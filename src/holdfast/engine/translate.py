@@ -9,6 +9,7 @@ from typing import Any, Final, assert_never
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.events import VALUE_BYTES_MAX, EventType, bounded
 from holdfast.domain.runs import Reason
+from holdfast.domain.secrets import mask, mask_value
 from holdfast.engine.appender import Appender
 from holdfast.ports.agent import (
     AgentEvent,
@@ -124,14 +125,14 @@ class Translator:
                 self._called[event.call] = time.monotonic()
                 self._put(EventType.TOOL_CALLED, call=event.call, name=event.name, args=bounded(event.args))
             case ToolProgress():
-                text = bounded(event.text, _PROGRESS_BYTES_MAX)
+                text = bounded(mask_value(event.text), _PROGRESS_BYTES_MAX)
                 self._put(EventType.TOOL_PROGRESS, call=event.call, text=text)
             case ToolFinished():
                 fields = {
                     "call": event.call,
                     "name": event.name,
                     "outcome": event.outcome,
-                    "result": bounded(event.result, VALUE_BYTES_MAX),
+                    "result": bounded(mask_value(event.result), VALUE_BYTES_MAX),
                     "duration_ms": event.duration_ms,
                 }
                 self._appender.put(EventType.TOOL_FINISHED, fields, event.checkpoint)
@@ -155,7 +156,7 @@ class Translator:
                     EventType.MODEL_RETRIED,
                     step=event.step,
                     attempt=event.attempt,
-                    reason=event.reason,
+                    reason=mask(event.reason),
                     wait_ms=event.wait_ms,
                 )
             case AttemptDiscarded():
@@ -164,12 +165,12 @@ class Translator:
                 self._put(
                     EventType.ATTEMPT_DISCARDED,
                     step=event.step,
-                    reason=event.reason,
+                    reason=mask(event.reason),
                     parts=event.parts,
                     calls=event.calls,
                 )
             case Degraded():
-                self._put(EventType.DEGRADED, what=event.what, why=event.why)
+                self._put(EventType.DEGRADED, what=event.what, why=mask(event.why))
             case _:
                 assert_never(event)
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.config import Settings
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import events, health, openai_chat, openapi, page, runs, sessions_api
+from holdfast.gateway import events, health, metrics, openai_chat, openapi, page, runs, sessions_api
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
 from holdfast.gateway.routes import Handler, Operation
@@ -24,6 +24,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sessions_api.OPERATIONS,
     *openai_chat.OPERATIONS,
     *health.OPERATIONS,
+    *metrics.OPERATIONS,
     *openapi.OPERATIONS,
     *page.OPERATIONS,
 )
@@ -47,6 +48,10 @@ class GatewayApp:
     def readers(self) -> int:
         """How many streaming responses are open."""
         return self._gate.readers
+
+    def count_connections(self, connections: Callable[[], int]) -> None:
+        """Whom /metrics asks for the number of connections: the server, which is made after the app."""
+        self._gate.connections = connections
 
     def close_readers(self) -> None:
         """Not ready from now on; every stream ends at once, and its reader resumes at another gateway or later."""
