@@ -26,7 +26,7 @@ FUNCTION_LINES_MAX = 70  # without the docstring: nobody should save on words to
 CANCELLATION_ENDS_HERE = {
     "app/threads.py": "the worker thread's own edge: what ended it is said, and readiness sees that it is gone",
     "engine/executor.py": "the run's outer edge: only here a cancellation becomes a terminal event",
-    "telemetry/facade.py": "a sink's own thread: whatever a tracer raises, SystemExit too, is counted and costs a record",
+    "telemetry/facade.py": "a sink's own thread: whatever a tracer raises, SystemExit too, costs a record",
     "stores/sqlite/writer.py": "a thread of its own: no cancellation reaches it, and its death must be told",
 }
 

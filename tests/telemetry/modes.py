@@ -20,12 +20,13 @@ MODES: dict[str, dict[str, str]] = {
     "none": {"HOLDFAST_TRACER": f"{_BAD}nothing"},
     "returning none": {"HOLDFAST_TRACER": f"{_BAD}Nothing"},
     "raising": {"HOLDFAST_TRACER": f"{_BAD}Raising"},
+    "hanging 30 s": {"HOLDFAST_TRACER": f"{_BAD}Hanging"},
+    "exporter unreachable": {"HOLDFAST_OTEL_ENDPOINT": "http://127.0.0.1:9"},
     "exiting": {"HOLDFAST_TRACER": f"{_BAD}Exiting"},
     "spans that fail": {"HOLDFAST_TRACER": f"{_BAD}BadSpans"},
-    "hanging 30 s": {"HOLDFAST_TRACER": f"{_BAD}Hanging"},
     "missing module": {"HOLDFAST_TRACER": "no_such_module:tracer"},
-    "exporter unreachable": {"HOLDFAST_OTEL_ENDPOINT": "http://127.0.0.1:9"},
 }
+IN_CI = 6  # the first ones; the others with HOLDFAST_FULL=1, and in test_facade
 
 
 def environment(mode: str) -> dict[str, str]:

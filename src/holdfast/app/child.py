@@ -26,7 +26,7 @@ import uvloop
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
-from holdfast.app.observing import end, observe, worker_facts
+from holdfast.app.observing import end, observe, own_logging, worker_facts
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line
 from holdfast.app.served import Served, load_served, pool_facts
 from holdfast.config import Settings
@@ -132,6 +132,7 @@ class Child:
                 self._specs = order["specs"]
                 self._log = Log(self._settings.log_format)
                 secrets.learn(os.environ)
+                own_logging(self._log)
                 self._configured.set()
             case "go":
                 self._go.set()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 CLOSE_S: Final = 2.0
 _SAY_EVERY_S: Final = 60.0
+_TRACE_MAX: Final = 4000
 _TRACER: Final = "tracer"
 _INSTALL: Final = "tracing needs more packages; pip install 'holdfast[otel]'"
 
@@ -70,6 +73,22 @@ def counted(log: Log) -> dict[str, Any]:
         totals.merge(log.telemetry.totals.snapshot())
     add_losses(totals, log, "worker")
     return totals.snapshot()
+
+
+def own_logging(log: Log) -> None:
+    """Warnings of libraries become lines of ours, bounded and masked, unless somebody configured `logging`."""
+    logging.lastResort = _LastResort(log)
+
+
+class _LastResort(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = "".join(traceback.format_exception(record.exc_info[1]))[-_TRACE_MAX:] if record.exc_info else None
+        facts = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        self._log.write("logged", None, **facts, trace_back=trace)
 
 
 class _Sparse:

@@ -16,6 +16,7 @@ from holdfast import __version__
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
+from holdfast.app.observing import own_logging
 from holdfast.app.runtime import Runtime
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
@@ -53,6 +54,7 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
 
 async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[str], None], *, rehearsal: bool) -> int:
     log = Log(settings.log_format)
+    own_logging(log)
     async with AsyncExitStack() as stack:
         if rehearsal:
             settings = await _rehearse(settings, stack)

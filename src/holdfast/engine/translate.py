@@ -132,7 +132,7 @@ class Translator:
                     "call": event.call,
                     "name": event.name,
                     "outcome": event.outcome,
-                    "result": bounded(mask_value(event.result), VALUE_BYTES_MAX),
+                    "result": bounded(_masked(event), VALUE_BYTES_MAX),
                     "duration_ms": event.duration_ms,
                 }
                 self._appender.put(EventType.TOOL_FINISHED, fields, event.checkpoint)
@@ -185,3 +185,9 @@ class Translator:
             f"the agent yielded {type(event).__name__}, which is no agent event",
             remedy="yield str, or the events of holdfast.ports.agent",
         )
+
+
+def _masked(event: ToolFinished) -> Any:
+    """A result without known secrets; what a failure says also without what looks like one."""
+    failed = event.outcome != "success" and isinstance(event.result, str)
+    return mask(event.result) if failed else mask_value(event.result)
