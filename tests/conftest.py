@@ -33,3 +33,11 @@ def broken_telemetry():
     Log.telemetry = observe(Settings.model_validate(mode), log)
     yield
     runtime.observe = observe
+
+
+def pytest_terminal_summary(terminalreporter):
+    """That the mode's tracer was there, and what it lost."""
+    from holdfast.telemetry import Log
+
+    for pump in Log.telemetry.pumps:
+        terminalreporter.write_line(f"telemetry {pump.name}: {pump.failures} failures, {pump.dropped} dropped")

@@ -17,7 +17,7 @@ from holdfast import __version__
 from holdfast.config import Settings
 from holdfast.domain import secrets
 from holdfast.telemetry import Log, Pump, Sink, Telemetry, Totals
-from holdfast.telemetry.exposition import add_losses, process_facts
+from holdfast.telemetry.facts import add_losses, process_facts
 from holdfast.telemetry.totals import METRICS_FACT
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from holdfast.gateway.checks import both
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.routes import Answer, Operation
 from holdfast.telemetry import Totals
-from holdfast.telemetry.exposition import CONTENT_TYPE, Scrape, add_losses
+from holdfast.telemetry.exposition import CONTENT_TYPE, Scrape
+from holdfast.telemetry.facts import add_losses
 from holdfast.telemetry.totals import METRICS_FACT
 
 

@@ -106,6 +106,7 @@ class Pump:
     _queue: deque[Record | None] = field(default_factory=deque)  # no lock that the thread could hold; `offer` bounds it
     _busy_since: float | None = None
     _dead: bool = False
+    _closing: bool = False
     _said_at: float = 0.0
     _thread: threading.Thread | None = None
 
@@ -129,7 +130,7 @@ class Pump:
     def ended(self) -> bool:
         """Whether there is nothing to wait for: it has closed, or stands still."""
         since = self._busy_since
-        hangs = since is not None and time.monotonic() - since > _HANGS_S
+        hangs = since is not None and time.monotonic() - since > _HANGS_S and not self._closing
         return hangs or self._thread is None or not self._thread.is_alive()
 
     def _work(self) -> None:
@@ -146,6 +147,7 @@ class Pump:
             if record is None:
                 break
             self._guard(lambda record=record: sink.take(record))  # type: ignore[misc]
+        self._closing = True  # to send what is held back takes time; whoever waits has a limit of its own
         self._guard(sink.close)
 
     def _guard(self, call: Callable[[], Any]) -> Any:
