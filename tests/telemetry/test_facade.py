@@ -116,7 +116,7 @@ def test_a_full_queue_drops_and_counts():
     assert pump.dropped == 10
     began = time.monotonic()
     end(telemetry)
-    assert time.monotonic() - began < 4  # it stood still: nobody waits for it
+    assert time.monotonic() - began < 5  # it stood still: nobody waits for it
 
 
 def test_a_failing_sink_is_said_once_in_a_while():

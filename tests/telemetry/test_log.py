@@ -19,7 +19,7 @@ from holdfast.telemetry.streams import BACKLOG_BYTES, Outlet
 
 LINE = b"x" * 99 + b"\n"
 opened: list[Outlet] = []
-AT_ONCE_S = 2.0  # generous: what waits for a reader waits for ever
+AT_ONCE_S = 5.0  # generous: what waits for a reader waits for ever
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_a_socket_that_nobody_reads_does_not_hold_up():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         outlet = make_outlet(ours.fileno())
-        assert write(outlet, 50_000) < AT_ONCE_S
+        assert write(outlet, 20_000) < AT_ONCE_S
         assert outlet.dropped > 0
         assert ours.gettimeout() is None
 
@@ -218,7 +218,7 @@ with tempfile.NamedTemporaryFile() as file:
     log = Log()
     log.write("fact", n=1)
     assert file.fileno() > 2, file.fileno()
-    os.write(1, b"%d %d" % (os.stat(file.name).st_size, log.dropped))
+    os.write(1, b"%d %d %d" % (os.stat(file.name).st_size, log.dropped, os.get_inheritable(2)))
 """
     found = subprocess.run(
         ["bash", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program(body)],
@@ -226,7 +226,7 @@ with tempfile.NamedTemporaryFile() as file:
         check=True,
         timeout=8,
     )
-    assert found.stdout.split()[0] == b"0"
+    assert found.stdout == b"0 0 1"
 
 
 def test_a_line_is_masked_and_bounded(capsys):

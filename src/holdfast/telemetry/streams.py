@@ -190,7 +190,10 @@ def ensure_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             with contextlib.suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # the lowest free number
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, for children, too
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # so that what prints need not ask
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def guard_prints(*, stdout: bool = False) -> None:
