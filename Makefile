@@ -57,6 +57,10 @@ test: install system-packages ## pytest, without the chaos suite
 chaos: install ## Kill, pause and starve real processes, at full size (long)
 	HOLDFAST_FULL=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config --import-mode=importlib" -o timeout=600 -m chaos tests
 
+.PHONY: telemetry-modes
+telemetry-modes: install ## The whole suite with each kind of broken tracer (very long; ARGS="tests/engine" for a part)
+	$(BIN)/python -m tests.telemetry.modes $(ARGS)
+
 .PHONY: bench
 bench: install ## Measure latency, throughput and what comes back to baseline
 	$(BIN)/python -m bench

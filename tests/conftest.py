@@ -1,8 +1,12 @@
 """What every test stands on."""
 
 import asyncio
+import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.environment import MODE
 
 # A property's time depends on the machine, and pytest-timeout limits each test. A failure prints the blob
 # that repeats it.
@@ -14,3 +18,26 @@ settings.load_profile("holdfast")
 # Otherwise pytest-asyncio's first look at the current loop makes one that nobody closes; its ResourceWarning fails
 # whichever test the garbage collector meets it in.
 asyncio.set_event_loop(None)
+
+
+@pytest.fixture(scope="session", autouse=any(os.environ.get(name) for name in MODE))
+def broken_telemetry():
+    """In `make telemetry-modes` only: engines and runtimes in this process have the mode's tracer, too."""
+    from holdfast.app import observing, runtime
+    from holdfast.config import Settings
+    from holdfast.telemetry import Log
+
+    mode = {name.removeprefix("HOLDFAST_").lower(): os.environ.get(name, "") for name in MODE}
+    observe, log = observing.observe, Log()
+    runtime.observe = lambda settings, log, **more: observe(settings.model_copy(update=mode), log, **more)
+    Log.telemetry = observe(Settings.model_validate(mode), log)
+    yield
+    runtime.observe = observe
+
+
+def pytest_terminal_summary(terminalreporter):
+    """That the mode's tracer was there, and what it lost."""
+    from holdfast.telemetry import Log
+
+    for pump in Log.telemetry.pumps:
+        terminalreporter.write_line(f"telemetry {pump.name}: {pump.failures} failures, {pump.dropped} dropped")

@@ -28,6 +28,7 @@ CANCELLATION_ENDS_HERE = {
     "engine/executor.py": "the run's outer edge: only here a cancellation becomes a terminal event",
     "tools/process.py": "told again while its processes end, a call waits for them, and raises then",
     "tools/runner.py": "a tool's own process: what ends it there is the answer that the worker reads",
+    "telemetry/facade.py": "a sink's own thread: whatever a tracer raises, SystemExit too, costs a record",
     "stores/sqlite/writer.py": "a thread of its own: no cancellation reaches it, and its death must be told",
 }
 

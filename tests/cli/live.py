@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.environment import clean
+
 START_S = 15.0
 
 
@@ -19,7 +21,7 @@ class Server:
 
     def __init__(self, directory: Path, *command: str, **settings: str) -> None:
         self.log = directory / "server.log"
-        env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+        env = clean()
         env |= {f"HOLDFAST_{name.upper()}": value for name, value in settings.items()}
         with self.log.open("w") as out:
             self.process = subprocess.Popen(

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.environment import clean
 from tests.supervision.conftest import Serve
 from tests.supervision.support import (
     Follower,
@@ -116,7 +117,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_the_worker_leaves_it_t
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "os.execv(sys.argv[1], sys.argv[1:])\n"
     )
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")} | {"OPENAI_API_KEY": "none"}
+    env = clean() | {"OPENAI_API_KEY": "none"}
     shell = subprocess.Popen(
         [sys.executable, "-c", code, *command], stdin=slave, stdout=slave, stderr=slave, cwd=system.directory, env=env
     )

@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from tests.environment import clean
+
 ROOT = Path(__file__).resolve().parents[2]
 HOLDFAST = Path(sys.executable).with_name("holdfast")
 FULL = os.environ.get("HOLDFAST_FULL", "") not in ("", "0")
@@ -61,18 +63,20 @@ def ended(process: psutil.Process) -> bool:
 class Process:
     """A command with its output in a file."""
 
-    def __init__(self, name: str, arguments: list[str], directory: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], directory: Path, env: dict[str, str] | None = None, output: int = -1
+    ) -> None:
+        """`output` is a descriptor to write to instead."""
         self.name = name
         self.path = directory / f"{name}.log"
         self._file = self.path.open("ab")
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
         self.popen = subprocess.Popen(
             [str(HOLDFAST), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=self._file,
+            stdout=self._file if output < 0 else output,
             stderr=subprocess.STDOUT,
             cwd=directory,
-            env={**clean, "OPENAI_API_KEY": "none", **(env or {})},
+            env={**clean(), "OPENAI_API_KEY": "none", **(env or {})},
             start_new_session=True,
         )
 
@@ -203,6 +207,10 @@ class System:
             self.close()
             raise
 
+    def output(self) -> int:
+        """Where the server's output goes, if not to its file."""
+        return -1
+
     def command(self, port: int) -> list[str]:
         model = ["--model", "rehearsal", "--model-url", self.model.url]
         return ["serve", *self.arguments, *model, "--port", str(port), "--store", f"sqlite:///{self.store}"]
@@ -214,7 +222,9 @@ class System:
     def start(self) -> Process:
         """Start the server and wait until it is ready; `ready_s` says how long that took."""
         began = time.monotonic()
-        server = Process(f"serve-{len(self.processes)}", self.command(self.http.port), self.directory, self.env)
+        server = Process(
+            f"serve-{len(self.processes)}", self.command(self.http.port), self.directory, self.env, self.output()
+        )
         self.processes.append(server)
         self.server = server
         until(lambda: server.answers(self.http, "/readyz"), "serve is ready", START_S, every_s=0.005)

@@ -26,15 +26,17 @@ import uvloop
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
+from holdfast.app.observing import end, observe, own_logging, worker_facts
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line, write_long
 from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
+from holdfast.domain import secrets
 from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.clock import SystemClock
 from holdfast.stores.sqlite import SqliteStore, StoreError
-from holdfast.telemetry import Log
+from holdfast.telemetry import Log, guard_prints
 
 _BEAT_S: Final = 0.25
 _ORPHAN_S: Final = 1.5
@@ -76,7 +78,8 @@ class Child:
             return 1
         except Exception as error:  # noqa: BLE001 - user code at import; the supervisor says it
             trace = traceback.format_exc(limit=-6)
-            self._say({"report": "failed", "why": f"cannot start: {type(error).__name__}: {error}\n{trace}"[:3000]})
+            why = f"cannot start: {type(error).__name__}: {error}\n{trace}"
+            self._say({"report": "failed", "why": secrets.mask(why)[:3000]})
             return 1
         infos = [msgspec.to_builtins(info) for info in served.infos]
         self._say({"report": "ready", "worker": self._name, "agents": infos})
@@ -92,9 +95,10 @@ class Child:
             return
         if self._ended.is_set():
             return  # told to end, or orphaned, before there was anything to end
+        telemetry = observe(self._settings, self._log)
         clock = SystemClock()
         served.pool.watch = self._board.enter_thread
-        facts, tired = served.facts, served.pool.tired
+        facts, tired = worker_facts(served.facts, self._log), served.pool.tired
         worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board, tired)
         self._worker = worker
         _ = self._owner.spawn(self._beat(store), "beat")
@@ -104,6 +108,7 @@ class Child:
         await served.aclose()
         served.pool.close(1.0)
         await store.close()
+        await end(telemetry)
 
     async def _beat(self, store: SqliteStore) -> None:
         while True:
@@ -127,6 +132,8 @@ class Child:
                 self._settings = Settings.model_validate(order["settings"])
                 self._specs = order["specs"]
                 self._log = Log(self._settings.log_format)
+                secrets.learn(os.environ)
+                own_logging(self._log)
                 self._configured.set()
             case "go":
                 self._go.set()
@@ -183,6 +190,7 @@ def _not_meant(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run until the supervisor says so, or is gone."""
+    guard_prints(stdout=True)
     share_fairly()
     for number in GATEWAYS_SIGNALS:
         # Not SIG_IGN, which what a tool starts would inherit: its terminate() would then do nothing.
@@ -197,6 +205,7 @@ def main() -> None:
     watch.start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(Child(orders, reports, board).run())
+    Log().flush()
     sys.stderr.flush()
     os._exit(code)  # a tool's thread that does not end must not keep the process
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from holdfast.app.upstream import probe_model
 from holdfast.config import Settings, upstream_url
 from holdfast.ports.store import RunStore
+from holdfast.telemetry.totals import without_metrics
 
 _GOOD_FOR_S: Final = 60.0
 _BAD_FOR_S: Final = 2.0
@@ -60,7 +61,7 @@ class Readiness:
         age_s = None if mine is None else time.time() - mine.seen_at / 1000
         if mine is None or age_s is None or age_s > self._settings.lease_s:
             return {"ok": False, "why": "the worker has not reported yet", "age_s": age_s}
-        return {"ok": True, "age_s": round(age_s, 1), **mine.facts}
+        return {"ok": True, "age_s": round(age_s, 1), **without_metrics(mine.facts)}
 
     async def _model_part(self) -> dict[str, Any]:
         now = time.monotonic()

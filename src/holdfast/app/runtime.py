@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast import __version__
 from holdfast.aio import Owner
 from holdfast.app.errors import StartError
+from holdfast.app.observing import end, observe
 from holdfast.app.readiness import Readiness
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings
@@ -102,11 +103,13 @@ class Runtime:
     async def _start(self) -> None:
         settings = self.settings
         _refuse_strangers(settings)
+        works = settings.in_process or bool(self._given) or settings.store.endswith(MEMORY)
+        self._stack.push_async_callback(end, observe(settings, self.log, works=works))
         with self._phase("store"):
             self.store = await SqliteStore.open(settings.store, own=True)
             self._stack.push_async_callback(self.store.close)
         with self._phase("worker"):
-            await self._start_worker()
+            await self._start_worker(works=works)
         with self._phase("recovery"):
             self._stack.push_async_callback(self._owner.close, 1.0)
             unanswered = self.worker.unanswered if isinstance(self.worker, Supervisor) else None
@@ -114,9 +117,10 @@ class Runtime:
         with self._phase("gateway"):
             await self._start_gateway()
 
-    async def _start_worker(self) -> None:
+    async def _start_worker(self, *, works: bool) -> None:
+        """`works`: on a thread of this process."""
         settings = self.settings
-        if settings.in_process or self._given or settings.store.endswith(MEMORY):
+        if works:
             from holdfast.app.threads import WorkerThread  # with it come the agent libraries
 
             self.worker = WorkerThread(self.store, settings, self._specs, self._given, self.log)

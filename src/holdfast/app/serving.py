@@ -16,11 +16,12 @@ from holdfast import __version__
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
+from holdfast.app.observing import own_logging
 from holdfast.app.runtime import Runtime
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
 from holdfast.rehearsal import CannotListen, RehearsalServer
-from holdfast.telemetry import Log
+from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _POLL_S: Final = 3600.0
@@ -45,12 +46,15 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
         StartError: It cannot start; says why and what to do.
     """
     share_fairly()
+    ensure_descriptors()
+    guard_prints()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
 
 
 async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[str], None], *, rehearsal: bool) -> int:
     log = Log(settings.log_format)
+    own_logging(log)
     async with AsyncExitStack() as stack:
         if rehearsal:
             settings = await _rehearse(settings, stack)
@@ -68,6 +72,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
         await asyncio.wait([closing], timeout=settings.drain_s + 20.0)
         hurry.cancel()
     log.write("shutdown_done")
+    log.flush()
     return 1 if broken else 0
 
 

@@ -116,6 +116,11 @@ class Settings(BaseModel):
     in_process: bool = False
     spare: bool = True
 
+    otel_endpoint: str = ""
+    langfuse: bool = False
+    tracer: str = ""
+    trace_content: bool = False
+
     @field_validator("prices", mode="before")
     @classmethod
     def _from_json(cls, value: Any) -> Any:

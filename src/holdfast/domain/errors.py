@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from holdfast.domain.runs import Reason
+from holdfast.domain.secrets import mask
 
 
 class Entry(NamedTuple):
@@ -149,11 +150,11 @@ def exit_in(error: BaseException) -> AgentExit | None:
 
 
 def run_error(code: str, message: str, cause: str | None, remedy: str, *, retryable: bool) -> dict[str, Any]:
-    """The `error` object of run.failed and of the run record; the message is cut at 2,000 characters."""
+    """The `error` object of run.failed and of the run record: secrets masked, the message cut at 2,000 characters."""
     return {
         "code": code,
-        "message": message[:2000],
-        "cause": cause,
+        "message": mask(message)[:2000],
+        "cause": cause if cause is None else mask(cause),
         "retryable": retryable,
         "remedy": remedy,
     }

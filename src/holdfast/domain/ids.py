@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import string
@@ -60,6 +61,17 @@ def parse_event_id(text: str) -> EventId | None:
     if match is None:
         return None
     return EventId(int(match[1]), None if match[2] is None else int(match[2]))
+
+
+def trace_id(run: str, trace: str = "") -> str:
+    """The W3C trace id of a run, 32 hex digits: the one its client sent, else one that follows from its id."""
+    known = len(trace) == 32 and trace.strip("0") and not trace.strip("0123456789abcdef")
+    return trace if known else hashlib.sha256(run.encode()).hexdigest()[:32]
+
+
+def span_id(run: str) -> str:
+    """The W3C span id of the request that made a run: known to the gateway and to the worker alike."""
+    return hashlib.sha256(b"request " + run.encode()).hexdigest()[:16]
 
 
 def _random() -> str:

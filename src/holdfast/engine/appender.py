@@ -22,6 +22,7 @@ from holdfast.domain.events import EventType, encode_event
 from holdfast.domain.runs import Reason
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import Appended, Claim, RunStore, Status
+from holdfast.telemetry import Follower
 
 _DELTAS: Final = frozenset({EventType.TEXT_DELTA, EventType.REASONING_DELTA, EventType.TOOL_ARGS})
 _BATCH_MAX: Final = 500
@@ -64,9 +65,16 @@ class Appender:
     """The one writer of one claim's log."""
 
     def __init__(
-        self, store: RunStore, claim: Claim, settings: Settings, clock: Clock, owner: Owner, fold: Digest
+        self,
+        store: RunStore,
+        claim: Claim,
+        settings: Settings,
+        clock: Clock,
+        owner: Owner,
+        fold: Digest,
+        follower: Follower,
     ) -> None:
-        """Begin at the claim's head; `fold` is kept up to date with everything that is put."""
+        """Begin at the claim's head; `fold` is kept up to date with everything that is put, and `follower` told."""
         self._store = store
         self._claim = claim
         self._settings = settings
@@ -83,6 +91,7 @@ class Appender:
         self._last_flush = 0.0
         self._closed = False
         self.writing_since: float | None = None  # the batch in flight, by time.monotonic()
+        self._follower = follower
         self._frozen: tuple[list[bytes], bytes | None] | None = None
         self.fold = fold
         self.head = claim.base
@@ -108,6 +117,7 @@ class Appender:
             self._bytes += len(text)
         else:
             self._urgent.set()
+            self._follower.event(kind, fields)
         if checkpoint is not None:
             last.checkpoint = checkpoint
             self._urgent.set()
@@ -268,7 +278,10 @@ class Appender:
                 return
 
     async def _append(self, events: list[bytes], checkpoint: bytes | None) -> Appended:
-        return await self._store.append(self._claim.key, self._claim.fence, self.head, events, checkpoint)
+        began = time.monotonic()
+        answer = await self._store.append(self._claim.key, self._claim.fence, self.head, events, checkpoint)
+        self._follower.appended(time.monotonic() - began)
+        return answer
 
     @staticmethod
     def _judge(answer: Appended) -> int:

@@ -39,7 +39,7 @@ from holdfast.engine.outcomes import (
     terminal,
     tool_ends,
 )
-from holdfast.engine.telling import as_ended, tell_end, tell_ends
+from holdfast.engine.telling import as_ended, scope_of, tell_end, tell_ends
 from holdfast.engine.translate import Translator
 from holdfast.engine.watching import RunWatch
 from holdfast.ports.agent import Agent, Result, RunContext
@@ -86,6 +86,7 @@ class Executor:
         self._translator: Translator | None = None
         self._ctx: RunContext | None = None
         self.watch = RunWatch(claim, around.settings, around.clock, self.probe, self._deadline)
+        self._follower = around.log.telemetry.follow(scope_of(claim))
 
     def tell(self, told: Told) -> None:
         """Stop, release or lose the run; the first word counts, except that a lost run is lost."""
@@ -129,7 +130,8 @@ class Executor:
         claim, around = self.claim, self._around
         fold, since = await read_log(around.store, claim, self._repeat)
         first_part = fold.next_part()
-        appender = Appender(around.store, claim, around.settings, around.clock, around.owner, fold)
+        follower = self._follower
+        appender = Appender(around.store, claim, around.settings, around.clock, around.owner, fold, follower)
         self._appender = self.watch.appender = appender
         started = {"worker": around.worker, "attempt": claim.attempt, "epoch": claim.fence.epoch}
         appender.put(EventType.RUN_STARTED, started)
@@ -330,6 +332,8 @@ class Executor:
         answer = await self._repeat(lambda: around.store.finish(claim.key, claim.fence, appender.head, events, ending))
         if answer.status is Status.STOP:
             return None, await self._overruled(outcome)
+        if answer.status in (Status.OK, Status.DUP):
+            self._follower.event(kind, fields)
         return answer, outcome
 
     async def _repeat(self, operation: Callable[[], Awaitable[T]]) -> T:

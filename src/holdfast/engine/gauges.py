@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
-_DESCRIPTORS: Final = ("/proc/self/fd", "/dev/fd")  # Linux; macOS
-
-
-def process_facts(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
-    """Threads, open descriptors and the tasks of a loop; from any thread, without waiting.
-
-    `fds` is None where the system does not show them.
-    """
-    return {
-        "threads": threading.active_count(),
-        "fds": _descriptors(),
-        "loop_tasks": 0 if loop is None else _tasks(loop),
-    }
+from holdfast.telemetry.facts import process_facts
 
 
-def _descriptors() -> int | None:
-    for path in _DESCRIPTORS:
-        with suppress(OSError):
-            return len(os.listdir(path)) - 1  # one is the listing's own
-    return None
+def loop_facts(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
+    """Those of this process, and the tasks of a loop; from any thread, without waiting."""
+    return process_facts() | {"loop_tasks": 0 if loop is None else _tasks(loop)}
 
 
 def _tasks(loop: asyncio.AbstractEventLoop) -> int | None:

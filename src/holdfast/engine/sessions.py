@@ -15,7 +15,7 @@ import msgspec
 
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
-from holdfast.domain.ids import RunKey, new_run_id, new_session_id
+from holdfast.domain.ids import RunKey, new_run_id, new_session_id, trace_id
 from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
 from holdfast.engine.reasons import inspection
@@ -35,6 +35,7 @@ from holdfast.ports.store import (
     list_topic,
 )
 from holdfast.telemetry import Log
+from holdfast.telemetry.totals import without_metrics
 
 RETRY_AFTER_S = 1
 
@@ -238,7 +239,12 @@ class Sessions:
         return await inspection(self._store, record, held)
 
     async def workers(self) -> list[WorkerRecord]:
-        """The workers that reported in the last minute."""
+        """The workers that reported in the last minute, with the facts that are for people."""
+        found = await self.reports()
+        return [msgspec.structs.replace(each, facts=without_metrics(each.facts)) for each in found]
+
+    async def reports(self) -> list[WorkerRecord]:
+        """The same with everything they reported, what they have counted included."""
         return await self._store.workers()
 
     async def health(self) -> dict[str, Any]:
@@ -312,7 +318,7 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
         instructions=request.instructions,
         settings=request.settings,
         protocol=request.protocol,
-        trace=request.trace or key.run.removeprefix("r_"),
+        trace=trace_id(key.run, request.trace),
         rehearsal=agent.rehearsal,
         kind=agent.kind,
         context=request.context,

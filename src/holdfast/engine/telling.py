@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from holdfast.domain.runs import Reason, State
 from holdfast.engine.outcomes import Outcome
 from holdfast.ports.store import Claim, Ended
-from holdfast.telemetry import Log
+from holdfast.telemetry import Log, Scope
 
 
 def tell_end(log: Log, end: Ended) -> None:
@@ -22,6 +22,12 @@ def tell_end(log: Log, end: Ended) -> None:
     took = max(0, end.ended_at - end.created_at)
     log.write("stream_end", at, **facts, state=end.state, reason=end.reason, duration_ms=took)
     log.write("cleanup_done", at, run=run)
+
+
+def scope_of(claim: Claim) -> Scope:
+    """Whose events telemetry is told."""
+    spec = claim.spec
+    return Scope(claim.key.run, claim.session, spec.trace, spec.agent, spec.model, claim.attempt, spec.input)
 
 
 def as_ended(claim: Claim, outcome: Outcome, ended_at: int) -> Ended:

@@ -9,6 +9,7 @@ from typing import Any, Final, assert_never
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.events import VALUE_BYTES_MAX, EventType, bounded
 from holdfast.domain.runs import Reason
+from holdfast.domain.secrets import mask, mask_value
 from holdfast.engine.appender import Appender
 from holdfast.engine.budgets import Budget
 from holdfast.ports.agent import (
@@ -137,7 +138,7 @@ class Translator:
                 self._called[event.call] = time.monotonic()
                 self._put(EventType.TOOL_CALLED, call=event.call, name=event.name, args=bounded(event.args))
             case ToolProgress():
-                text = bounded(event.text, _PROGRESS_BYTES_MAX)
+                text = bounded(mask_value(event.text), _PROGRESS_BYTES_MAX)
                 more = {"truncated": True, "bytes": event.bytes} if event.truncated else {}
                 self._put(EventType.TOOL_PROGRESS, call=event.call, text=text, **more)
             case ToolFinished():
@@ -145,7 +146,7 @@ class Translator:
                     "call": event.call,
                     "name": event.name,
                     "outcome": event.outcome,
-                    "result": bounded(event.result, VALUE_BYTES_MAX),
+                    "result": bounded(_masked(event), VALUE_BYTES_MAX),
                     "duration_ms": event.duration_ms,
                 }
                 self._appender.put(EventType.TOOL_FINISHED, fields, event.checkpoint)
@@ -173,7 +174,7 @@ class Translator:
                     EventType.MODEL_RETRIED,
                     step=event.step,
                     attempt=event.attempt,
-                    reason=event.reason,
+                    reason=mask(event.reason),
                     wait_ms=event.wait_ms,
                 )
             case AttemptDiscarded():
@@ -182,12 +183,12 @@ class Translator:
                 self._put(
                     EventType.ATTEMPT_DISCARDED,
                     step=event.step,
-                    reason=event.reason,
+                    reason=mask(event.reason),
                     parts=event.parts,
                     calls=event.calls,
                 )
             case Degraded():
-                self._put(EventType.DEGRADED, what=event.what, why=event.why)
+                self._put(EventType.DEGRADED, what=event.what, why=mask(event.why))
             case _:
                 assert_never(event)
 
@@ -202,3 +203,9 @@ class Translator:
             f"the agent yielded {type(event).__name__}, which is no agent event",
             remedy="yield str, or the events of holdfast.ports.agent",
         )
+
+
+def _masked(event: ToolFinished) -> Any:
+    """A result without known secrets; what a failure says also without what looks like one."""
+    failed = event.outcome != "success" and isinstance(event.result, str)
+    return mask(event.result) if failed else mask_value(event.result)

@@ -18,7 +18,7 @@ from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
-from holdfast.engine.gauges import process_facts
+from holdfast.engine.gauges import loop_facts
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
@@ -256,7 +256,7 @@ class Worker:
             "accepting": self._accepting and not self.tired(),
             "lingering": len(self._lingering),
             "upstreams": sum(executor.probe.upstreams_open for executor, _ in list(self._executors.values())),
-            **process_facts(self._loop),
+            **loop_facts(self._loop),
             "tool_processes": self._processes.running,
             "tool_processes_queued": self._processes.queued,
             **self._pool_facts(),

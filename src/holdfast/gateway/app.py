@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.config import Settings
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import events, health, openai_chat, openapi, page, runs, sessions_api
+from holdfast.gateway import events, health, metrics, openai_chat, openapi, page, runs, sessions_api
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
 from holdfast.gateway.routes import Handler, Operation
@@ -24,6 +24,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sessions_api.OPERATIONS,
     *openai_chat.OPERATIONS,
     *health.OPERATIONS,
+    *metrics.OPERATIONS,
     *openapi.OPERATIONS,
     *page.OPERATIONS,
 )
@@ -53,7 +54,7 @@ class GatewayApp:
         return self._gate.facts()
 
     def count_connections(self, connections: Callable[[], int]) -> None:
-        """Where the number of open connections is had."""
+        """Whom /metrics and `facts` ask for the number of connections: the server, which is made after the app."""
         self._gate.connections = connections
 
     def close_readers(self) -> None:

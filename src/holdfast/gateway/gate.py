@@ -12,10 +12,10 @@ from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
-from holdfast.engine.gauges import process_facts
+from holdfast.engine.gauges import loop_facts
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway.checks import Check
-from holdfast.telemetry import Log
+from holdfast.telemetry import Log, WorkersTotals
 
 _STOP_TRIES = 10
 _STOP_PAUSE_S = 1.0
@@ -54,6 +54,8 @@ class Gate:
         self.owner = Owner(self._failed)
         self.ready = Check(self.owner, "ready", ready)
         self.store = Check(self.owner, "store", sessions.health)
+        self.workers = Check(self.owner, "workers", self._workers)
+        self.worker_totals = WorkersTotals()
         self.description: dict[str, Any] = {}
         self.closing = False
         self.connections: Callable[[], int] = _none  # told by the server
@@ -73,7 +75,7 @@ class Gate:
             "readers": len(self._readers),
             "listened": len(self._listened),
             "tasks": len(self.owner),
-            **process_facts(asyncio.get_running_loop()),
+            **loop_facts(asyncio.get_running_loop()),
         }
 
     def attach(self, reader: Closable) -> None:
@@ -107,6 +109,9 @@ class Gate:
     def client_gone(self, key: RunKey) -> None:
         """Stop a run whose creating client went away; repeated while the store does not answer."""
         _ = self.owner.spawn(self._stop(key), f"stop {key.run}")
+
+    async def _workers(self) -> dict[str, Any]:
+        return {each.worker: each.facts for each in await self.sessions.reports()}
 
     async def _renew(self) -> None:
         """One write each second for all of them; ends with the last."""

@@ -8,6 +8,8 @@ foreign page look like one of ours.
 from __future__ import annotations
 
 import ipaddress
+import time
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,7 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.bodies import ClientGone
 from holdfast.gateway.problems import from_http, respond, unexpected
+from holdfast.gateway.requests import TRACEPARENT
 from holdfast.telemetry import Log
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Guard:
@@ -37,10 +42,12 @@ class Guard:
 
         async def sending(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started, heard.status = True, message["status"]
+                heard.headers = message.get("headers", ())
             await send(message)
 
-        path = scope["path"]
+        path, heard = scope["path"], Heard(scope)
         scope["app"] = self  # makes the router raise what it refuses, and not answer by itself
         try:
             if self._keyless:
@@ -50,13 +57,52 @@ class Guard:
             return
         except HoldfastError as error:
             if not started:
-                await respond(error, path)(scope, receive, send)
+                await respond(error, path)(scope, receive, sending)
         except HTTPException as error:
-            await from_http(error, path)(scope, receive, send)
+            await from_http(error, path)(scope, receive, sending)
         except Exception as error:  # noqa: BLE001 - the outer edge of a request: logged, answered, never raised on
             problem = unexpected(error, path, self._log)
             if not started:
-                await respond(problem, path)(scope, receive, send)
+                await respond(problem, path)(scope, receive, sending)
+        finally:
+            heard.tell(self._log)
+
+
+class Heard:
+    """What telemetry is told of a request, once it has ended."""
+
+    def __init__(self, scope: Scope) -> None:
+        """Begin now."""
+        self.status = 0  # none was sent: the client was gone
+        self.headers: Iterable[tuple[bytes, bytes]] = ()
+        self._scope = scope
+        self._began_ns = time.time_ns()
+
+    def tell(self, log: Log) -> None:
+        """Once, at the end: never raises, never waits."""
+        try:
+            self._tell(log)
+        except Exception:  # noqa: BLE001 - P6: a request is over when it is over; the fault is counted
+            log.telemetry.failed += 1
+
+    def _tell(self, log: Log) -> None:
+        scope = self._scope
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        log.telemetry.request(method, route, self.status, self._began_ns, self._made(), self._traceparent())
+
+    def _made(self) -> str:
+        """The run that the request made, or ""."""
+        if self._scope["method"] != "POST" or self._scope.get("path_params"):
+            return ""
+        answered = {name.lower(): value for name, value in self.headers}
+        if b"idempotent-replayed" in answered or self.status == 202:
+            return ""
+        return answered.get(b"x-run-id", b"").decode("ascii", "replace")
+
+    def _traceparent(self) -> str:
+        found = Headers(scope=self._scope).get("traceparent", "")
+        return found if TRACEPARENT.fullmatch(found) else ""
 
 
 def check_local(headers: Headers) -> None:

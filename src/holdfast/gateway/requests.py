@@ -25,7 +25,7 @@ PAGING = (
 WAIT = Query("wait_s", f"Wait for the end, {WAIT_S_MAX:.0f} s at most", {"type": "number", "minimum": 0})
 
 _DIGITS_MAX = 32  # what is longer is over every limit by its first digits already
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def tenant_of(request: Request) -> str:
@@ -101,7 +101,7 @@ def asks_for(request: Request, offered: Sequence[str]) -> str:
 
 def trace_of(request: Request) -> str:
     """The trace id of a W3C traceparent, or ""."""
-    match = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    match = TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
     return match[1] if match else ""
 
 

@@ -30,7 +30,7 @@ HEAD_BYTES_MAX = 65_536
 HEAD_S = 10.0
 KEEP_ALIVE_S = 15
 PROBE_CONNECTIONS = 64  # above the limit, for /livez and its like
-_PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health"})
+_PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
 _BACKLOG = 1024
 _TICK_S = 0.1  # uvicorn looks this often whether it should end
 

@@ -1,6 +1,9 @@
 """Log lines, one per fact: the event's name as the first word, then logfmt, or one JSON object a line.
 
 stream_start at=2026-01-02T03:04:05.678Z trace=... run=r_... session=s_... attempt=1
+
+A line is written by whoever states the fact, before it goes on: that is what keeps the lines of several processes in
+order. It cannot wait (streams), and secrets in it are masked.
 """
 
 from __future__ import annotations
@@ -13,31 +16,70 @@ from typing import IO, Any, Literal
 import structlog
 
 from holdfast.domain.events import timestamp
+from holdfast.domain.secrets import mask
+from holdfast.telemetry.facade import NULL, Telemetry
+from holdfast.telemetry.streams import Outlet, standard_error
 
 _LINE_CHARACTERS_MAX = 8192
 
 
 class Log:
-    """Writes lines to a stream; a stream that fails or is closed costs a counted drop, never an exception."""
+    """Writes lines to a stream; a stream that fails, waits or is closed costs a counted drop, never an exception.
+
+    Attributes:
+        telemetry: Hears every fact, too.
+    """
+
+    telemetry: Telemetry = NULL
 
     def __init__(self, form: Literal["logfmt", "json"] = "logfmt", stream: IO[str] | None = None) -> None:
         """Choose the form; `stream` is stderr by default."""
         self._stream = stream
         self._lock = threading.Lock()
-        self.dropped = 0
+        self._failed = 0
+        self._told = 0
         self._json = structlog.processors.JSONRenderer(sort_keys=False) if form == "json" else None
         self._logfmt = structlog.processors.LogfmtRenderer(bool_as_flag=False)
 
+    @property
+    def dropped(self) -> int:
+        """How many lines were lost."""
+        outlet = self._outlet()
+        return self._failed + (outlet.dropped if outlet is not None else 0)
+
     def write(self, event: str, at_ms: int | None = None, /, **facts: Any) -> None:
         """One fact. `at_ms` is the store's wall clock where it matters; facts that are None are left out."""
+        at = int(time.time() * 1000) if at_ms is None else at_ms
         try:
-            line = self._render(event, int(time.time() * 1000) if at_ms is None else at_ms, facts)
-            with self._lock:
-                stream = self._stream or sys.stderr
-                stream.write(line[:_LINE_CHARACTERS_MAX] + "\n")
-                stream.flush()
+            line = mask(self._render(event, at, facts))[:_LINE_CHARACTERS_MAX] + "\n"
+            outlet = self._outlet()
+            if outlet is None:
+                with self._lock:
+                    stream = self._stream or sys.stderr
+                    stream.write(line)
+                    stream.flush()
+            else:
+                outlet.write((self._gap(outlet) + line).encode(errors="backslashreplace"))
         except Exception:  # noqa: BLE001 - P6: a log sink cannot change a run; the drop is counted
-            self.dropped += 1
+            self._failed += 1
+        self.telemetry.fact(event, at, facts)
+
+    def flush(self, limit_s: float = 0.5) -> None:
+        """Before the process ends: wait a little for a reader that is only slow."""
+        outlet = self._outlet()
+        if outlet is not None:
+            outlet.flush(limit_s)
+
+    def _outlet(self) -> Outlet | None:
+        return standard_error() if self._stream is None else None
+
+    def _gap(self, outlet: Outlet) -> str:
+        """The line that says how many are missing here, once there is room again."""
+        lost = outlet.dropped - self._told
+        if lost <= 0 or not outlet.idle:
+            return ""
+        self._told = outlet.dropped
+        return self._render("log_dropped", int(time.time() * 1000), {"lines": lost}) + "\n"
 
     def _render(self, event: str, at_ms: int, facts: dict[str, Any]) -> str:
         known = {"at": timestamp(at_ms)} | {k: v for k, v in facts.items() if v is not None}
