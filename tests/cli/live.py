@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-START_S = 15.0
+START_S = 30.0
 
 
 class Server:
@@ -30,7 +30,11 @@ class Server:
                 env=env,
                 start_new_session=True,
             )
-        self.url = self._wait_for_url()
+        try:
+            self.url = self._wait_for_url()
+        except BaseException:  # else it would go on for ever, and slow down what comes after
+            self.kill()
+            raise
 
     def close(self) -> int:
         """Ask it to end; its exit code."""
