@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.environment import clean
 
-START_S = 15.0
+START_S = 30.0
 
 
 class Server:
@@ -32,7 +32,11 @@ class Server:
                 env=env,
                 start_new_session=True,
             )
-        self.url = self._wait_for_url()
+        try:
+            self.url = self._wait_for_url()
+        except BaseException:  # else it would go on for ever, and slow down what comes after
+            self.kill()
+            raise
 
     def close(self) -> int:
         """Ask it to end; its exit code."""
