@@ -3,9 +3,11 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 
+import psutil
 import pytest
 import pytest_asyncio
 from pydantic_ai.exceptions import ModelAPIError, ModelConnectionError, ModelHTTPError
@@ -109,23 +111,56 @@ async def test_each_limit_fires_in_its_time_and_closes_the_socket(
 
 async def test_connect_has_a_limit_and_is_repeated(client: ModelClient) -> None:
     """A host that drops packets does not say no; it says nothing."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
+    with deaf() as port:
+        settings = SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
+        asked = Asked(client, f"http://127.0.0.1:{port}/v1", settings)
+        asked.model.limits = asked.model.limits._replace(retries=1)
+        began = time.monotonic()
+        with pytest.raises(ModelConnectionError) as raised:
+            await asked.ask("hi")
+        assert raised.value.phase == "connect"
+        assert 0.6 <= time.monotonic() - began < 3.0
+        assert [e.reason for e in asked.told if isinstance(e, ModelRetried)] == ["connect_timeout"]
+
+
+async def test_stop_while_connecting_closes_the_socket() -> None:
+    """A host that drops packets must not hold a socket of a run that was stopped until the connect's limit."""
+    client = ModelClient(SETTINGS.model_copy(update={"model_connect_s": 60.0}), {})
+    with deaf() as port:
+
+        def connecting() -> int:
+            found = psutil.Process().net_connections("tcp4")
+            return sum(bool(c.raddr) and c.raddr.port == port and c.status == psutil.CONN_SYN_SENT for c in found)
+
+        before = connecting()
+        asked = Asked(
+            client, f"http://127.0.0.1:{port}/v1", SETTINGS.model_copy(update={"model_first_content_s": 60.0})
+        )
+        asking = asyncio.ensure_future(asked.ask("hi"))
+        async with asyncio.timeout(5):
+            while connecting() == before:
+                await asyncio.sleep(0.01)
+        assert (asked.probe.waiting_on, asked.probe.fires) == ("model connect", "model_connect")
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert asked.probe.upstreams_open == 0
+        assert connecting() == before
+    await client.aclose()
+
+
+@contextmanager
+def deaf() -> Iterator[int]:
+    """A port that neither takes nor refuses connections: its backlog is full."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
         fill = [socket.socket() for _ in range(4)]
         try:
-            for one in fill:  # a full backlog: further connects get no answer
+            for one in fill:
                 one.setblocking(False)
-                one.connect_ex(deaf.getsockname())
-            settings = SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
-            asked = Asked(client, f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", settings)
-            asked.model.limits = asked.model.limits._replace(retries=1)
-            began = time.monotonic()
-            with pytest.raises(ModelConnectionError) as raised:
-                await asked.ask("hi")
-            assert raised.value.phase == "connect"
-            assert 0.6 <= time.monotonic() - began < 3.0
-            assert [e.reason for e in asked.told if isinstance(e, ModelRetried)] == ["connect_timeout"]
+                one.connect_ex(listening.getsockname())
+            yield listening.getsockname()[1]
         finally:
             for one in fill:
                 one.close()
@@ -136,7 +171,8 @@ async def test_a_refused_connection_is_repeated_then_said(client: ModelClient) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    asked = Asked(client, f"http://127.0.0.1:{port}/v1")
+    settings = SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
+    asked = Asked(client, f"http://127.0.0.1:{port}/v1", settings)
     with pytest.raises(ModelConnectionError):
         await asked.ask("hi")
     retried = [event for event in asked.told if isinstance(event, ModelRetried)]
@@ -147,7 +183,9 @@ async def test_a_refused_connection_is_repeated_then_said(client: ModelClient) -
 @pytest.mark.parametrize("code", [408, 409, 425, 429, 500, 503, 529])
 async def test_a_status_that_may_pass_is_repeated(server: RehearsalServer, client: ModelClient, code: int) -> None:
     """And the answer of the second attempt is the answer."""
-    asked = Asked(client, server.url)
+    asked = Asked(
+        client, server.url, SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
+    )
     assert await asked.ask(f"!status code={code} retry_after=0 times=2\n!say fine") == "fine"
     assert [e.reason for e in asked.told if isinstance(e, ModelRetried)] == [f"status_{code}"] * 2
     assert server.app.stats.requests == 3
