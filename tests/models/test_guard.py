@@ -36,6 +36,10 @@ from holdfast.rehearsal import RehearsalServer
 SETTINGS = Settings(
     model_connect_s=0.3, model_first_content_s=0.3, model_idle_s=0.3, model_request_s=0.6, model_retries=2
 )
+PATIENT = SETTINGS.model_copy(
+    update={"model_connect_s": 2.0, "model_first_content_s": 3.0, "model_idle_s": 3.0, "model_request_s": 6.0}
+)
+"""For what is no matter of limits: a machine that pauses must not look like a model that does."""
 
 
 @pytest_asyncio.fixture
@@ -46,7 +50,7 @@ async def server() -> AsyncIterator[RehearsalServer]:
 
 @pytest_asyncio.fixture
 async def client() -> AsyncIterator[ModelClient]:
-    client = ModelClient(SETTINGS, {})
+    client = ModelClient(PATIENT, {})
     yield client
     await client.aclose()
 
@@ -54,7 +58,7 @@ async def client() -> AsyncIterator[ModelClient]:
 class Asked:
     """A guarded model, its probe, and what its guard told."""
 
-    def __init__(self, client: ModelClient, url: str, settings: Settings = SETTINGS) -> None:
+    def __init__(self, client: ModelClient, url: str, settings: Settings = PATIENT) -> None:
         model = client.resolve("rehearsal", url)
         assert model is not None
         self.model = GuardedModel(model, ModelLimits.of(settings))
@@ -94,26 +98,26 @@ async def test_each_limit_fires_in_its_time_and_closes_the_socket(
     server: RehearsalServer, client: ModelClient, script: str
 ) -> None:
     """Keepalives are not progress, and a trickle is no reason to go on for ever."""
-    asked = Asked(client, server.url)
+    asked = Asked(client, server.url, SETTINGS)
     began = time.monotonic()
     with pytest.raises(ModelStalled) as raised:
         await asked.ask(script)
     took = time.monotonic() - began
     assert raised.value.code == STALLS[script]
-    assert raised.value.after_s <= took < raised.value.after_s + 0.5
+    assert raised.value.after_s <= took < raised.value.after_s + 2.0
     assert asked.probe.upstreams_open == 0
     assert asked.probe.fires == STALLS[script].removesuffix("_timeout")
-    async with asyncio.timeout(0.3):
+    async with asyncio.timeout(2):
         while server.app.stats.open:
             await asyncio.sleep(0.002)
     assert not [event for event in asked.told if isinstance(event, ModelRetried)], "a stall is not repeated"
 
 
-async def test_connect_has_a_limit_and_is_repeated(client: ModelClient) -> None:
+async def test_connect_has_a_limit_and_is_repeated() -> None:
     """A host that drops packets does not say no; it says nothing."""
+    client = ModelClient(SETTINGS, {})
     with deaf() as port:
-        settings = SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
-        asked = Asked(client, f"http://127.0.0.1:{port}/v1", settings)
+        asked = Asked(client, f"http://127.0.0.1:{port}/v1")
         asked.model.limits = asked.model.limits._replace(retries=1)
         began = time.monotonic()
         with pytest.raises(ModelConnectionError) as raised:
@@ -121,6 +125,7 @@ async def test_connect_has_a_limit_and_is_repeated(client: ModelClient) -> None:
         assert raised.value.phase == "connect"
         assert 0.6 <= time.monotonic() - began < 3.0
         assert [e.reason for e in asked.told if isinstance(e, ModelRetried)] == ["connect_timeout"]
+    await client.aclose()
 
 
 async def test_stop_while_connecting_closes_the_socket() -> None:
@@ -171,8 +176,7 @@ async def test_a_refused_connection_is_repeated_then_said(client: ModelClient) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
-    asked = Asked(client, f"http://127.0.0.1:{port}/v1", settings)
+    asked = Asked(client, f"http://127.0.0.1:{port}/v1")
     with pytest.raises(ModelConnectionError):
         await asked.ask("hi")
     retried = [event for event in asked.told if isinstance(event, ModelRetried)]
@@ -183,9 +187,7 @@ async def test_a_refused_connection_is_repeated_then_said(client: ModelClient) -
 @pytest.mark.parametrize("code", [408, 409, 425, 429, 500, 503, 529])
 async def test_a_status_that_may_pass_is_repeated(server: RehearsalServer, client: ModelClient, code: int) -> None:
     """And the answer of the second attempt is the answer."""
-    asked = Asked(
-        client, server.url, SETTINGS.model_copy(update={"model_first_content_s": 3.0, "model_request_s": 5.0})
-    )
+    asked = Asked(client, server.url)
     assert await asked.ask(f"!status code={code} retry_after=0 times=2\n!say fine") == "fine"
     assert [e.reason for e in asked.told if isinstance(e, ModelRetried)] == [f"status_{code}"] * 2
     assert server.app.stats.requests == 3
@@ -267,7 +269,7 @@ async def test_our_own_slowness_is_not_the_models_silence(server: RehearsalServe
 
 async def test_a_request_that_does_not_stream_is_guarded_too(server: RehearsalServer, client: ModelClient) -> None:
     """Always streams: a plain request that hangs looks like one that thinks."""
-    asked = Asked(client, server.url)
+    asked = Asked(client, server.url, SETTINGS)
     with pytest.raises(ModelStalled):
         await asked.model.request(
             [ModelRequest(parts=[UserPromptPart("!stall after=1 for=30")])], None, ModelRequestParameters()
@@ -276,7 +278,7 @@ async def test_a_request_that_does_not_stream_is_guarded_too(server: RehearsalSe
 
 async def test_a_users_fallback_model_falls_back_on_a_stall(server: RehearsalServer, client: ModelClient) -> None:
     """Our errors are the library's errors, so that its own means against them go on working."""
-    asked = Asked(client, server.url)
+    asked = Asked(client, server.url, SETTINGS)
     both = GuardedModel(FallbackModel(asked.model, TestModel(custom_output_text="other")), asked.model.limits)
     both.limits = both.limits._replace(first_content_s=3.0, request_s=5.0)
     response = await both.request(
