@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from pydantic_ai.agent import WrapperAgent
@@ -41,14 +42,28 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Patient, so that a machine that pauses does not look like a model that does."""
+    return settings.model_copy(
+        update={"model_connect_s": 3.0, "model_first_content_s": 4.0, "model_idle_s": 4.0, "model_request_s": 9.0}
+    )
+
+
 async def look() -> str:
     return "found"
+
+
+def changed(rig: Rig, tools: list[Any] | None = None, **settings: Any) -> PydanticAgent:
+    """The rig's agent with other settings."""
+    return PydanticAgent(rig.agent(tools).agent, "t", rig.settings.model_copy(update=settings), rig.pool)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_each_broken_stream_is_asked_for_again_and_its_parts_are_named(rig: Rig, fault: str) -> None:
     """What the reader has seen is withdrawn, and nothing of it is in the answer or in the history."""
-    told = await rig.run(fault, "!say the answer")
+    silent = {"model_idle_s": 0.5} if FAULTS[fault] == "stalled" else {}
+    told = await tell(changed(rig, **silent).run(context(f"{fault}\n!say the answer")))
     assert told.result.output == "the answer"
     (dropped,) = told.of(AttemptDiscarded)
     at = told.events.index(dropped)
@@ -80,11 +95,9 @@ async def test_restarts_are_counted_and_the_last_failure_is_the_runs(rig: Rig) -
     assert [p.content for p in last.parts if isinstance(p, TextPart)] == ["t1 t2 "]
 
 
-async def test_none_where_none_is_allowed(rig: Rig, settings: Settings) -> None:
+async def test_none_where_none_is_allowed(rig: Rig) -> None:
     """Who serves a protocol that cannot take text back may rather have the true error."""
-    agent = rig.agent()
-    strict = PydanticAgent(agent.agent, "t", settings.model_copy(update={"model_restarts": 0}), rig.pool)
-    told = await tell(strict.run(context("!close after=2 times=1")))
+    told = await tell(changed(rig, model_restarts=0).run(context("!close after=2 times=1")))
     assert told.ended is not None
     assert told.ended.code == "model_connection_lost"
     assert told.of(AttemptDiscarded) == []
@@ -98,10 +111,9 @@ async def test_none_when_the_runs_time_is_nearly_over(rig: Rig) -> None:
     assert told.ended.code == "model_connection_lost"
 
 
-async def test_a_request_that_took_too_long_is_not_begun_anew(rig: Rig, settings: Settings) -> None:
+async def test_a_request_that_took_too_long_is_not_begun_anew(rig: Rig) -> None:
     """It would take as long again."""
-    agent = PydanticAgent(rig.agent().agent, "t", settings.model_copy(update={"model_request_s": 0.3}), rig.pool)
-    told = await tell(agent.run(context("!tokens n=1000 rate=50")))
+    told = await tell(changed(rig, model_request_s=0.5).run(context("!tokens n=1000 rate=50")))
     assert told.ended is not None
     assert told.ended.code == "model_request_timeout"
     assert told.of(AttemptDiscarded) == []
@@ -183,8 +195,7 @@ async def test_a_resumed_attempt_can_begin_anew_too(rig: Rig) -> None:
     """The first worker died after the tool; the second one's stream breaks; the third request answers."""
     script = "!tool look {}\n!close after=2 times=2\n!say the end"
     full = await rig.run(script.replace("!close after=2 times=2\n", ""), tools=[look])
-    settings = rig.settings.model_copy(update={"model_restarts": 2})
-    agent = PydanticAgent(rig.agent([look]).agent, "t", settings, rig.pool)
+    agent = changed(rig, [look], model_restarts=2)
     first = await tell(agent.run(context(script)))
     resumed = await tell(agent.run(context(script, attempt=2, checkpoint=first.checkpoints[1], first_part=10)))
     assert resumed.result.output == first.result.output == full.result.output == "the end"
@@ -248,8 +259,7 @@ async def test_a_fallback_of_the_agents_own_that_is_spent_is_the_models_failure(
 
 async def test_a_break_that_opens_the_breaker_is_the_runs_failure(rig: Rig) -> None:
     """That the fresh start was refused says less than why."""
-    settings = rig.settings.model_copy(update={"breaker_failures": 1})
-    agent = PydanticAgent(rig.agent().agent, "t", settings, rig.pool)
+    agent = changed(rig, breaker_failures=1)
     ctx = context("!close after=2")
     told = await tell(agent.run(ctx))
     assert told.ended is not None
