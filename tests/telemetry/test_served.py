@@ -123,7 +123,7 @@ def check_losses(system: System) -> None:
     ended = 'holdfast_runs_ended_total{reason="finished",state="completed"}'
     until(lambda: metric(system, ended) == 2, "the worker has reported its runs", 20, every_s=0.1)
     failures = 'holdfast_telemetry_failures_total{process="worker",sink="tracer"}'
-    until(lambda: metric(system, failures) == len(STORY), "the tracer has failed for each run", 20, every_s=0.1)
+    until(lambda: metric(system, failures) >= len(STORY), "the tracer has failed for each run", 20, every_s=0.1)
     said = [line for line in system.server.log().splitlines() if line.startswith("telemetry_failed")]
     assert len(said) == 1
     assert "sink=tracer" in said[0]
