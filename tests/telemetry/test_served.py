@@ -45,7 +45,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 def env(more: dict[str, str]) -> dict[str, str]:
     without = {"HOLDFAST_TRACER": "", "HOLDFAST_OTEL_ENDPOINT": ""}  # one that the whole suite runs in
-    return {"HOLDFAST_SPARE": "false", "HOLDFAST_MODEL_KEY": SECRET, **without, **more}
+    return {"HOLDFAST_SPARE": "false", "HOLDFAST_RENEW_S": "0.3", "HOLDFAST_MODEL_KEY": SECRET, **without, **more}
 
 
 def restart(system: System, more: dict[str, str]) -> None:
@@ -98,35 +98,32 @@ def joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_log_is_the_same_whatever_the_tracer_does(system: System):
     """P6: absent, None, raising, hanging or unreachable, the tracer changes not one byte, times aside."""
     first = None
-    modes = list(MODES)[: full(len(MODES), IN_CI)]
-    for mode in modes:
-        restart(system, environment(mode))
-        logs = play(system, modes.index(mode))
+    for number, mode in enumerate(list(MODES)[: full(len(MODES), IN_CI)]):
+        if number:
+            restart(system, environment(mode))
+        logs = play(system, number)
         kinds = [event["type"] for event in logs["retried, with tools"]]
         assert kinds.count("tool.finished") == 3
         assert "model.retried" in kinds
         first = first or logs
         assert json.dumps(logs) == json.dumps(first), mode
+        if mode == "raising":
+            check_losses(system)
         began = time.monotonic()
         system.server.end()
-        assert time.monotonic() - began < 10, f"tracer {mode}: the server did not end"
+        assert time.monotonic() - began < 15, f"tracer {mode}: the server did not end"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-def test_what_a_tracer_lost_is_counted_and_said(system: System):
-    """P8: nothing fails silently, and one line in a minute is enough."""
-    restart(system, environment("raising") | {"HOLDFAST_RENEW_S": "0.3"})
-    for _ in range(2):
-        system.end(system.run("!say hello"))
-    series = 'holdfast_telemetry_failures_total{process="worker",sink="tracer"}'
+def check_losses(system: System) -> None:
+    """P8: what a tracer lost is counted, and said once in a minute."""
     ended = 'holdfast_runs_ended_total{reason="finished",state="completed"}'
-    until(lambda: metric(system, ended) == 2, "the worker has reported its runs", 10, every_s=0.1)
-    assert metric(system, series) > 1
+    until(lambda: metric(system, ended) == 2, "the worker has reported its runs", 20, every_s=0.1)
+    failures = 'holdfast_telemetry_failures_total{process="worker",sink="tracer"}'
+    until(lambda: metric(system, failures) >= len(STORY), "the tracer has failed for each run", 20, every_s=0.1)
     said = [line for line in system.server.log().splitlines() if line.startswith("telemetry_failed")]
     assert len(said) == 1
     assert "sink=tracer" in said[0]
@@ -140,7 +137,7 @@ def metric(system: System, series: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_log_that_nobody_reads_stops_no_run(tmp_path: Path):
     """`holdfast serve 2>&1 | less`: the pipe is full, a tool prints, and everything goes on."""
     shutil.copy(Path(__file__).with_name("agents_observed.py"), tmp_path)
@@ -182,7 +179,7 @@ class Piped(System):
 
     def __init__(self, directory: Path, writer: int) -> None:
         self._writer = writer
-        super().__init__(directory, *AGENTS, env=env({"HOLDFAST_RENEW_S": "0.3"}))
+        super().__init__(directory, *AGENTS, env=env({}))
 
     def output(self) -> int:
         return self._writer
@@ -233,7 +230,7 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_trace_leads_from_the_client_to_the_tool_and_holds_no_secret(system: System):
     """One trace through client, gateway and worker, which are three processes; and no key in it, nor in the log."""
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
