@@ -43,10 +43,10 @@ from pydantic_ai.toolsets import AbstractToolset
 
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import Finished
-from holdfast.agents.compaction import CompactingModel, Compactor
 from holdfast.agents.elsewhere import as_raised
 from holdfast.agents.mcp import McpLimits, guarded
 from holdfast.agents.mistakes import mistake
+from holdfast.agents.overflow import CompactingModel, Compactor
 from holdfast.agents.results import cut, cut_part, sendable, words
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
