@@ -14,10 +14,13 @@ from holdfast.config import Settings
 from holdfast.domain.digest import Digest
 from holdfast.domain.ids import RunKey
 from holdfast.engine.appender import Appender
+from holdfast.engine.budgets import Budget
+from holdfast.engine.telling import scope_of
 from holdfast.engine.translate import Translator
 from holdfast.ports.clock import SystemClock
 from holdfast.ports.probe import Probe
 from holdfast.ports.store import Appended, Claim, Fence, RunSpec, Status
+from holdfast.telemetry import NULL
 from holdfast.tools import ToolPool
 from tests.agents.support import context
 
@@ -58,7 +61,8 @@ async def carry(chunks: int) -> float:
     agent, owner = chunked(chunks), Owner(lambda *_: None)
     key = RunKey("local", "r_1")
     claim = Claim(key, "s", Fence(1, "t"), 0, 1, 3, RunSpec("go", "b"), 600_000, None, 0, 0, 0)
-    appender = Appender(Nowhere(), claim, Settings(), SystemClock(), owner, Digest())
+    settings, fold = Settings(), Digest()
+    appender = Appender(Nowhere(), claim, settings, SystemClock(), owner, fold, NULL.follow(scope_of(claim)))
     seen: list[Any] = []
     put = appender.put
     appender.put = lambda kind, fields, *more: (seen.append((kind, fields)), put(kind, fields, *more))[1]
@@ -66,7 +70,7 @@ async def carry(chunks: int) -> float:
     async def at_once() -> None:
         return None
 
-    translator = Translator(appender, Probe(), at_once)
+    translator = Translator(appender, Probe(), at_once, Budget(settings, fold))
     ctx = context("go")
     gc.collect()
     began = time.process_time()
