@@ -36,6 +36,7 @@ from holdfast.ports.store import (
     WorkerRecord,
     run_topic,
 )
+from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite import claiming, creating, reading, reaping, sessions, sweeping, writing
 from holdfast.stores.sqlite.ballast import Ballast
 from holdfast.stores.sqlite.checkpoints import Checkpoints
@@ -43,7 +44,6 @@ from holdfast.stores.sqlite.connect import (
     BUSY_TIMEOUT_S,
     MEMORY,
     SCHEMA_VERSION,
-    StoreError,
     connect,
     connect_to_write,
     explained,
