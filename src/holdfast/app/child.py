@@ -33,7 +33,7 @@ from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.clock import SystemClock
-from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.stores.opening import OpenStore, StoreError, open_store
 from holdfast.telemetry import Log
 
 _BEAT_S: Final = 0.25
@@ -86,7 +86,7 @@ class Child:
 
     async def _work(self, served: Served) -> None:
         try:
-            store = await SqliteStore.open(self._settings.store)
+            store = await open_store(self._settings.store, say=self._log.write)
         except StoreError as error:
             self._say({"report": "failed", "why": str(error)})
             return
@@ -104,7 +104,7 @@ class Child:
         served.pool.close(1.0)
         await store.close()
 
-    async def _beat(self, store: SqliteStore) -> None:
+    async def _beat(self, store: OpenStore) -> None:
         while True:
             broken = store.broken()
             if broken:  # nothing can be stored here any more: the next process goes on with the runs

@@ -19,7 +19,7 @@ from holdfast.engine.sessions import Sessions
 from holdfast.gateway.app import GatewayApp, create_app
 from holdfast.gateway.server import BindError, Server
 from holdfast.ports.agent import Agent, AgentInfo
-from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.stores.opening import OpenStore, StoreError, open_store
 from holdfast.stores.sqlite.connect import MEMORY
 from holdfast.telemetry import Log
 
@@ -45,7 +45,7 @@ class Runtime:
         self._stack = AsyncExitStack()
         self._owner = Owner(self._task_failed)
         self.phases: list[dict[str, Any]] = []
-        self.store: SqliteStore
+        self.store: OpenStore
         self.sessions: Sessions
         self.app: GatewayApp
         self.server: Server
@@ -103,7 +103,7 @@ class Runtime:
         settings = self.settings
         _refuse_strangers(settings)
         with self._phase("store"):
-            self.store = await SqliteStore.open(settings.store, own=True)
+            self.store = await open_store(settings.store, own=True, say=self.log.write)
             self._stack.push_async_callback(self.store.close)
         with self._phase("worker"):
             await self._start_worker()

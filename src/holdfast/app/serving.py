@@ -20,6 +20,7 @@ from holdfast.app.runtime import Runtime
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
 from holdfast.rehearsal import CannotListen, RehearsalServer
+from holdfast.stores.opening import shown
 from holdfast.telemetry import Log
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -129,7 +130,7 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
         where = f" --url {url}"
     for line in (
         f"holdfast {__version__} serves {url}",
-        f"  store   {settings.store} (fsync at every commit)",
+        f"  store   {shown(settings.store)} ({runtime.store.durability})",
         f"  model   {model}",
         f"  agents  {agents}",
         f"  mode    {settings.profile}, {_processes(runtime)}, loopback without keys",

@@ -172,6 +172,7 @@ def file_of(url: str) -> str:
         return MEMORY
     if rest == url or not rest.startswith("/") or len(rest) < 2:
         raise StoreError(
-            f"store is {url!r}; use sqlite:///holdfast.db, sqlite:////absolute/path.db or sqlite://:memory:"
+            f"store is {url!r}; use sqlite:///holdfast.db, sqlite:////absolute/path.db, "
+            "sqlite://:memory: or redis://host:port/db"
         )
     return str(Path(rest[1:]))
