@@ -8,7 +8,7 @@ import redis
 
 from holdfast.ports.store import RunStore
 from holdfast.stores.redis import RedisStore
-from tests.stores.redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 _names = itertools.count()
 

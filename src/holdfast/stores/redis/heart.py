@@ -56,9 +56,7 @@ class RedisHeart:
         self._conn.send_command("EVALSHA", script.sha, 1, self._meta, *arguments)
         with suppress(NoScriptError):
             return self._conn.read_response()
-        self._conn.send_command("SCRIPT", "LOAD", script.source)
-        self._conn.read_response()
-        self._conn.send_command("EVALSHA", script.sha, 1, self._meta, *arguments)
+        self._conn.send_command("EVAL", script.source, 1, self._meta, *arguments)
         return self._conn.read_response()
 
     def close(self) -> None:

@@ -108,14 +108,11 @@ class Link:
             raise unavailable(script.name, error) from error
 
     async def evaluate(self, conn: AbstractConnection, script: Script, arguments: tuple[Argument, ...]) -> Any:
-        """Run `script` on `conn`; it is loaded where this Redis does not have it (any more)."""
-        command = ("EVALSHA", script.sha, 1, self._meta, *arguments)
-        await conn.send_command(*command)
+        """Run `script` on `conn`, by its hash; with its text where this Redis does not have it (any more)."""
+        await conn.send_command("EVALSHA", script.sha, 1, self._meta, *arguments)
         with suppress(NoScriptError):  # nothing was done
             return await conn.read_response()
-        await conn.send_command("SCRIPT", "LOAD", script.source)
-        await conn.read_response()
-        await conn.send_command(*command)
+        await conn.send_command("EVAL", script.source, 1, self._meta, *arguments)
         return await conn.read_response()
 
     async def command(self, *words: Argument) -> Any:
