@@ -191,7 +191,9 @@ class TestConnections:
     async def test_wakes_come_again_after_their_connection_was_killed(self, rig: Rig, harness: RedisHarness) -> None:
         """Not only the safety poll: the hub begins again, and says that it did."""
         said: list[str] = []
-        store = await RedisStore.open(harness.url, say=lambda event, **facts: said.append(event))
+        store = await RedisStore.open(
+            harness.url, library=harness.library, say=lambda event, **facts: said.append(event)
+        )
         try:
             harness.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             async with asyncio.timeout(LIMIT_S):
@@ -264,8 +266,10 @@ class TestServer:
         assert _texts(await rig.log(holder.key)) == ["once"]
 
     @pytest.mark.usefixtures("impatient")
-    async def test_a_pause_ends_no_lease(self, rig: Rig, redis_server: RedisServer) -> None:
+    async def test_a_pause_ends_no_lease(self, redis_server: RedisServer) -> None:
         """[READ] paused, with a renewal that is due meanwhile: mass false takeover."""
+        harness = RedisHarness(redis_server, real_time=True)
+        rig = Rig(await harness.open(), advance=harness.advance)
         holder = await rig.running(lease_ms=3_500)
         await rig.reap()
         redis_server.signal(signal.SIGSTOP)
@@ -281,6 +285,8 @@ class TestServer:
                     await asyncio.sleep(0.02)
         assert not renewal.lost
         assert (await holder.say("still mine")).status is Status.OK
+        await rig.close()
+        await harness.close()
 
     async def test_what_was_acknowledged_survives_kill_9_of_redis(self, own_server: RedisServer) -> None:
         """P9, with appendfsync always: the log has every acknowledged event once, and writers and readers go on."""

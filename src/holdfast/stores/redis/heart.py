@@ -15,7 +15,7 @@ from holdfast.ports.store import Held, Renewal
 from holdfast.stores.redis.address import Address
 from holdfast.stores.redis.faults import unavailable
 from holdfast.stores.redis.rows import reason_of, uid
-from holdfast.stores.redis.scripts import scripts
+from holdfast.stores.redis.scripts import Script
 
 _LIMIT_S: Final = 2.0  # below the 2.5 s between two renewals
 
@@ -23,8 +23,9 @@ _LIMIT_S: Final = 2.0  # below the 2.5 s between two renewals
 class RedisHeart:
     """Blocking, and bounded: each read and write within two seconds."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, script: Script) -> None:
         """It connects at its first renewal, and again after a failure."""
+        self._script = script
         self._meta = f"{address.prefix}meta"
         arguments = dict(address.connect)
         kind: type[Any] = Connection  # redis-py does not say what its blocking methods return
@@ -49,7 +50,7 @@ class RedisHeart:
             raise unavailable("renew", error) from error
 
     def _evaluate(self, arguments: list[bytes | str | int]) -> Any:
-        script = scripts()["renew"]
+        script = self._script
         if self._conn.is_connected and self._conn.can_read():
             self._conn.disconnect()
         self._conn.connect()

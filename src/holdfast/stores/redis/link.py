@@ -8,7 +8,7 @@ knows that it is the same one. The whole of a call, waiting for a connection inc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError, RedisError
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.stores.redis.address import Address
 from holdfast.stores.redis.faults import unavailable
-from holdfast.stores.redis.scripts import Script, scripts
+from holdfast.stores.redis.scripts import Script
 
 T = TypeVar("T")
 
@@ -43,9 +43,10 @@ def connection(address: Address) -> AbstractConnection:
 class Link:
     """A bounded pool of connections on one loop; callable from other loops, too."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, library: Mapping[str, Script]) -> None:
         """Nothing is connected yet; the running loop is the one that all connections belong to."""
         self.address = address
+        self.library = library
         self._meta = f"{address.prefix}meta"
         self.loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(_CONNECTIONS)
@@ -59,7 +60,7 @@ class Link:
         Raises:
             StoreUnavailable: No reply came, or Redis refuses.
         """
-        return await self.on_loop(self._call(scripts()[name], arguments))
+        return await self.on_loop(self._call(self.library[name], arguments))
 
     async def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Carry out `work` on the loop that the connections belong to."""

@@ -2,7 +2,7 @@
 
 A verb's first line is its shebang, with the flags that say what Redis may do with it at its memory limit. A line
 `-- with: rows log` names the files of scripts/lib that it stands on, in this order; base.lua is always the first. What
-is sent to Redis is the shebang, the lifecycle as two Lua tables (written from `domain.runs.TABLE`, so that there is one
+is sent to Redis is the shebang, the lifecycle (written from `domain.runs.TABLE`, so that there is one
 table only), those files and the verb, as one text: Redis knows no modules, and helpers are not copied by hand.
 """
 
@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from holdfast.domain.runs import TABLE, Move, Refusal, State
 
+CLOCK: Final = "call('TIME')"  # as base.lua has it
 _WITH: Final = re.compile(r"^-- with: ([a-z ]+)$", re.MULTILINE)
 _ANSWERS: Final = {  # the status that a refusal is answered with
     Refusal.FENCED: "fenced",
@@ -34,25 +35,26 @@ class Script(NamedTuple):
 
 
 @cache
-def scripts() -> dict[str, Script]:
-    """Every verb by its name."""
+def scripts(clock: str = CLOCK) -> dict[str, Script]:
+    """Every verb by its name. `clock` is what tells the time in them; replaced by tests."""
     directory = resources.files("holdfast.stores.redis") / "scripts"
     found = {}
     for entry in directory.iterdir():
         name, _, ending = entry.name.partition(".")
         if ending == "lua":
-            source = compose(entry.read_text(encoding="utf-8")).encode()
+            source = compose(entry.read_text(encoding="utf-8"), clock).encode()
             found[name] = Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
     return found
 
 
-def compose(verb: str) -> str:
+def compose(verb: str, clock: str = CLOCK) -> str:
     """The whole text of a verb."""
     shebang, body = verb.split("\n", 1)
     library = resources.files("holdfast.stores.redis") / "scripts" / "lib"
     named = _WITH.search(body)
     names = ["base", *(named[1].split() if named else ())]
-    return "\n".join([shebang, lifecycle(), *(_library(str(library / f"{name}.lua")) for name in names), body])
+    texts = [_library(str(library / f"{name}.lua")) for name in names]
+    return "\n".join([shebang, lifecycle(), texts[0].replace(CLOCK, clock), *texts[1:], body])
 
 
 @cache
@@ -63,13 +65,14 @@ def _library(path: str) -> str:
 
 @cache
 def lifecycle() -> str:
-    """`domain.runs.TABLE` in Lua: a move as `>phase`, a refusal as the status that is answered."""
-    rows = []
-    for phase, triggers in TABLE.items():
-        cells = ", ".join(
-            f"{trigger} = '{'>' + move.to if isinstance(move, Move) else _ANSWERS[move]}'"
-            for trigger, move in triggers.items()
-        )
-        rows.append(f"  {phase} = {{{cells}}},")
+    """`domain.runs.TABLE` in Lua, as lines `phase.trigger=>phase` or, for a refusal, `=status`.
+
+    A text and no table of tables: a table would be built anew in every call, a text is a constant.
+    """
+    cells = (
+        f"{phase}.{trigger}={'>' + move.to if isinstance(move, Move) else _ANSWERS[move]}"
+        for phase, triggers in TABLE.items()
+        for trigger, move in triggers.items()
+    )
     ended = ", ".join(f"{state} = true" for state in State if state.terminal)
-    return "\n".join(["local LIFE = {", *rows, "}", f"local TERMINAL = {{{ended}}}"])
+    return "\n".join(["local LIFE = [[", "", *cells, "]]", f"local TERMINAL = {{{ended}}}"])

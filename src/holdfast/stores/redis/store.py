@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -64,12 +64,15 @@ from holdfast.stores.redis.rows import (
     uid,
     worker_of,
 )
+from holdfast.stores.redis.scripts import Script, scripts
 from holdfast.stores.redis.subscriber import Subscriber
 from holdfast.stores.wakes import Hub
 
 _TAIL_POLL_S: Final = 1.0
 _SWEEP_STEPS_MAX: Final = 1000
 _PLACE_TRIES_MAX: Final = 20
+
+LIBRARY: Final = scripts()  # read once, when this module is imported
 
 Say = Callable[..., None]
 
@@ -83,28 +86,28 @@ class RedisStore:
 
     lock_fd: None = None  # any number of processes share a Redis
 
-    def __init__(self, where: Address, link: Link, subscriber: Subscriber, looked: tuple[list[Fact], float]) -> None:
+    def __init__(self, link: Link, subscriber: Subscriber, looked: tuple[list[Fact], float]) -> None:
         """Use `open`."""
-        self.url = where.shown
+        self.url = link.address.shown
         self.facts, self._skew_s = looked
-        self._address = where
         self._link = link
         self._ends = Ends(link)
         self._subscriber = subscriber
 
     @classmethod
-    async def open(cls, url: str, *, say: Say = _nothing) -> RedisStore:
+    async def open(cls, url: str, *, say: Say = _nothing, library: Mapping[str, Script] = LIBRARY) -> RedisStore:
         """Connect, look at the facts, subscribe.
 
         Args:
             url: As for `address`.
             say: Takes what goes wrong in the background, as the log does: an event and its facts.
+            library: The scripts; replaced by tests.
 
         Raises:
             StoreError: It cannot be used; says why and what to do.
         """
         where = address(url)
-        link = Link(where)
+        link = Link(where, library)
         subscriber = Subscriber(where, Hub(), say)
         try:
             async with link.connected() as conn:
@@ -118,7 +121,7 @@ class RedisStore:
         except BaseException:
             await link.close()
             raise
-        return cls(where, link, subscriber, looked)
+        return cls(link, subscriber, looked)
 
     async def create(self, new: NewRun) -> Created:
         """See the port."""
@@ -392,7 +395,7 @@ class RedisStore:
 
     def heart(self) -> RedisHeart:
         """See the port."""
-        return RedisHeart(self._address)
+        return RedisHeart(self._link.address, self._link.library["renew"])
 
     async def close(self) -> None:
         """See the port."""

@@ -3,7 +3,7 @@
 -- All or none of the events, and with them the checkpoint and what they read of the inbox.
 local uid, epoch, claim, base = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local begins, consumed, has_checkpoint = ARGV[5] == '1', tonumber(ARGV[6]), ARGV[7] == '1'
-local row = find(uid)
+local row = find_held(uid)
 if not row then return {'unknown', 0} end
 local refusal = refused(row, epoch, claim, base, 'append', 9, #ARGV)
 if refusal then return refusal end

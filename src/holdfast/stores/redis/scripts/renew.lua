@@ -5,7 +5,7 @@
 local worker, lease_ms, facts = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local answers = {}
 for i = 4, #ARGV, 3 do
-  local row = find(ARGV[i])
+  local row = find_held(ARGV[i])
   if row and holds(row, tonumber(ARGV[i + 1]), ARGV[i + 2]) then
     set_timer('lease', row.uid, NOW + lease_ms)
     answers[#answers + 1] = {0, row.stopping or false, row.stop_by, row.stop_at or 0, unread(row) and 1 or 0}
