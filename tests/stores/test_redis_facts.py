@@ -1,6 +1,8 @@
 """Start-up facts: a Redis that would lose runs is refused, or said to be one, with what to do about it."""
 
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,14 @@ GOOD = {
 
 def _bad(**changed: str) -> list[str]:
     return [fact.name for fact in judge(GOOD | changed, "everysec", 0.0) if not fact.ok]
+
+
+def test_the_page_lists_every_fact() -> None:
+    """docs/redis.md says which of them are required."""
+    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    listed = re.findall(r"^\| ([a-z-]+) \| (yes|no) \|", page, re.MULTILINE)
+    facts = judge(GOOD, "everysec", 0.0)
+    assert listed == [(fact.name, "yes" if fact.required else "no") for fact in facts]
 
 
 def test_a_good_redis_has_every_fact() -> None:
@@ -80,6 +90,15 @@ async def test_a_redis_that_evicts_is_refused(redis_server: RedisServer) -> None
     finally:
         harness.client.config_set("maxmemory-policy", "noeviction")
         await harness.close()
+
+
+async def test_keys_of_another_version_are_refused(redis_server: RedisServer) -> None:
+    """Scripts that take them for their own would do damage."""
+    harness = RedisHarness(redis_server)
+    harness.client.hset(f"{harness.prefix}meta", "layout", 99)
+    with pytest.raises(StoreError, match="layout 99"):
+        await open_store(harness.url)
+    await harness.close()
 
 
 async def test_an_address_where_nothing_answers_is_named_without_its_password() -> None:

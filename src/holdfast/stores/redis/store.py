@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import msgspec
-from redis.exceptions import RedisError
 
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.domain.events import EventType, encode_event
@@ -45,13 +44,12 @@ from holdfast.stores.composing import (
     created_fields,
     result_of,
 )
-from holdfast.stores.errors import StoreError
-from holdfast.stores.redis.address import Address, address
+from holdfast.stores.redis.address import address
 from holdfast.stores.redis.ends import Ends
 from holdfast.stores.redis.facts import Fact, complaint, durability, look
-from holdfast.stores.redis.faults import remedy_of
 from holdfast.stores.redis.heart import RedisHeart, renewal_arguments, renewals
 from holdfast.stores.redis.link import Argument, Link
+from holdfast.stores.redis.opening import connect
 from holdfast.stores.redis.rows import (
     claim_of,
     ended_of,
@@ -66,7 +64,6 @@ from holdfast.stores.redis.rows import (
 )
 from holdfast.stores.redis.scripts import Script, scripts
 from holdfast.stores.redis.subscriber import Subscriber
-from holdfast.stores.wakes import Hub
 
 _TAIL_POLL_S: Final = 1.0
 _SWEEP_STEPS_MAX: Final = 1000
@@ -106,22 +103,7 @@ class RedisStore:
         Raises:
             StoreError: It cannot be used; says why and what to do.
         """
-        where = address(url)
-        link = Link(where, library)
-        subscriber = Subscriber(where, Hub(), say)
-        try:
-            async with link.connected() as conn:
-                looked = await look(conn)
-            _refuse(where, looked[0])
-            await subscriber.start()
-        except (RedisError, OSError) as error:
-            await link.close()
-            remedy = remedy_of(error) or "check the address"
-            raise StoreError(f"cannot open {where.shown}: {type(error).__name__}: {error}; {remedy}") from error
-        except BaseException:
-            await link.close()
-            raise
-        return cls(link, subscriber, looked)
+        return cls(*await connect(address(url), say, library))
 
     async def create(self, new: NewRun) -> Created:
         """See the port."""
@@ -408,12 +390,6 @@ class RedisStore:
     def _wall(self) -> int:
         """The store's wall clock as of the last look, for an event that is encoded before its step."""
         return int((time.time() + self._skew_s) * 1000)
-
-
-def _refuse(where: Address, facts: list[Fact]) -> None:
-    missing = [complaint(fact) for fact in facts if fact.required and not fact.ok]
-    if missing:
-        raise StoreError(f"cannot open {where.shown}: {'. And '.join(missing)}")
 
 
 def _fenced(key: RunKey, fence: Fence, base: int, events: Sequence[bytes]) -> tuple[Argument, ...]:
