@@ -62,9 +62,13 @@ class Link:
         """
         return await self.on_loop(self._call(self.library[name], arguments))
 
+    def is_here(self) -> bool:
+        """Whether the running loop is the one that the connections belong to."""
+        return asyncio.get_running_loop() is self.loop
+
     async def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Carry out `work` on the loop that the connections belong to."""
-        if asyncio.get_running_loop() is self.loop:
+        if self.is_here():
             return await work
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.loop)

@@ -63,6 +63,7 @@ from holdfast.stores.redis.rows import (
     worker_of,
 )
 from holdfast.stores.redis.scripts import Script, scripts
+from holdfast.stores.redis.sharing import SharedReads
 from holdfast.stores.redis.subscriber import Subscriber
 
 _TAIL_POLL_S: Final = 1.0
@@ -90,6 +91,7 @@ class RedisStore:
         self._link = link
         self._ends = Ends(link)
         self._subscriber = subscriber
+        self._shared = SharedReads(self.read)
 
     @classmethod
     async def open(cls, url: str, *, say: Say = _nothing, library: Mapping[str, Script] = LIBRARY) -> RedisStore:
@@ -271,9 +273,10 @@ class RedisStore:
 
     async def tail(self, key: RunKey, after: int, limit: int = 500) -> AsyncIterator[Page]:
         """See the port."""
+        read = self._shared.read if self._link.is_here() else self.read
         with self.subscribe(run_topic(key)) as wake:
             while True:
-                page = await self.read(key, after, limit)
+                page = await read(key, after, limit)
                 yield page
                 if page.status is not Status.OK or page.resync:
                     return
@@ -385,6 +388,7 @@ class RedisStore:
 
     async def _close(self) -> None:
         await self._subscriber.close()
+        await self._shared.close()
         await self._link.close()
 
     def _wall(self) -> int:

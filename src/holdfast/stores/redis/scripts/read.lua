@@ -3,7 +3,7 @@
 -- A page of the log with the state that goes with it. At least one event if there is any, then as many as fit.
 local uid, after, limit, bytes_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local epoch = ARGV[5]
-local row = find(uid)
+local row = find_log(uid)
 if not row then return {'unknown', 'queued', 0, 0, 0, {}} end
 local function page(status, resync, entries)
   return {status, row.state, row.head, row.head_epoch, resync and 1 or 0, entries}

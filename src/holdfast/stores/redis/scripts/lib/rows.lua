@@ -32,6 +32,9 @@ local function find(uid)
   return row
 end
 
+-- What a reader of the log looks at.
+local function find_log(uid) return load(uid, {'head', 'head_epoch', 'gone', 'tenant', 'state'}, 3) end
+
 local function find_held(uid) return load(uid, HELD_FIELDS, HELD_NUMBERS) end
 
 -- Change fields, in the row and in the store; false takes a field away.
