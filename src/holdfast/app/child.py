@@ -94,7 +94,9 @@ class Child:
             return  # told to end, or orphaned, before there was anything to end
         clock, facts = SystemClock(), pool_facts(served.pool)
         served.pool.watch = self._board.enter_thread
-        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board)
+        worker = Worker(
+            store, served.agents, self._settings, self._log, clock, self._name, facts, self._board, served.infos
+        )
         self._worker = worker
         _ = self._owner.spawn(self._beat(store), "beat")
         self._say({"report": "working", "worker": self._name})

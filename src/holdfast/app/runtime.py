@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from holdfast import __version__
 from holdfast.aio import Owner
 from holdfast.app.errors import StartError
 from holdfast.app.readiness import Readiness
+from holdfast.app.remote import RemoteWorkers
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings
 from holdfast.engine.reaper import Reaper
@@ -49,7 +51,7 @@ class Runtime:
         self.sessions: Sessions
         self.app: GatewayApp
         self.server: Server
-        self.worker: WorkerThread | Supervisor
+        self.worker: WorkerThread | Supervisor | RemoteWorkers
 
     async def __aenter__(self) -> Runtime:
         """Start everything, in order of dependency.
@@ -85,7 +87,7 @@ class Runtime:
     @property
     def drain_s(self) -> float:
         """How long a shutdown lets runs go on; 3 s at most in profile dev."""
-        return min(3.0, self.settings.drain_s) if self.settings.profile == "dev" else self.settings.drain_s
+        return drain_of(self.settings)
 
     def broken(self) -> str:
         """What has ended that cannot begin again in this process, or ""."""
@@ -102,6 +104,7 @@ class Runtime:
     async def _start(self) -> None:
         settings = self.settings
         _refuse_strangers(settings)
+        _refuse_lonely(settings)
         with self._phase("store"):
             self.store = await open_store(settings.store, own=True, say=self.log.write)
             self._stack.push_async_callback(self.store.close)
@@ -116,7 +119,9 @@ class Runtime:
 
     async def _start_worker(self) -> None:
         settings = self.settings
-        if settings.in_process or self._given or settings.store.endswith(MEMORY):
+        if not settings.worker:
+            self.worker = RemoteWorkers(self.store, settings, self.log)
+        elif settings.in_process or self._given or settings.store.endswith(MEMORY):
             from holdfast.app.threads import WorkerThread  # with it come the agent libraries
 
             self.worker = WorkerThread(self.store, settings, self._specs, self._given, self.log)
@@ -160,6 +165,20 @@ class Runtime:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self.log.write("task_failed", task=name, error=repr(error))
+
+
+def drain_of(settings: Settings) -> float:
+    """How long a shutdown lets runs go on; 3 s at most in profile dev."""
+    return min(3.0, settings.drain_s) if settings.profile == "dev" else settings.drain_s
+
+
+def _refuse_lonely(settings: Settings) -> None:
+    """A server without a worker needs a store that workers of other processes can reach."""
+    if not settings.worker and urlsplit(settings.store).scheme == "sqlite":
+        raise StartError(
+            f"cannot start: --no-worker needs a store that workers elsewhere share, and --store is {settings.store}; "
+            "give --store redis://host:port/db, and start `holdfast worker` with the same"
+        )
 
 
 def _refuse_strangers(settings: Settings) -> None:

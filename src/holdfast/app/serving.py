@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -16,14 +15,15 @@ from holdfast import __version__
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
+from holdfast.app.remote import RemoteWorkers
 from holdfast.app.runtime import Runtime
+from holdfast.app.signals import Signals
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
 from holdfast.rehearsal import CannotListen, RehearsalServer
 from holdfast.stores.opening import shown
 from holdfast.telemetry import Log
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _POLL_S: Final = 3600.0
 _WATCH_S: Final = 5.0
 REHEARSAL_MODEL: Final = "rehearsal"
@@ -57,7 +57,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
             settings = await _rehearse(settings, stack)
             specs = [DEMO_AGENT]
         runtime = await stack.enter_async_context(Runtime(settings, specs, log=log))
-        signals = _Signals()
+        signals = Signals()
         _announce(runtime, announce, rehearsal=rehearsal)
         broken = await _until_signal(signals, runtime)
         if broken:
@@ -72,7 +72,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
     return 1 if broken else 0
 
 
-async def _until_signal(signals: _Signals, runtime: Runtime) -> str:
+async def _until_signal(signals: Signals, runtime: Runtime) -> str:
     """Wait for the first signal, "", or for something that only a new process can mend."""
     while not await wait_event(signals.first, _WATCH_S):
         broken = runtime.broken()
@@ -81,7 +81,7 @@ async def _until_signal(signals: _Signals, runtime: Runtime) -> str:
     return ""
 
 
-async def _hurry(signals: _Signals, runtime: Runtime) -> None:
+async def _hurry(signals: Signals, runtime: Runtime) -> None:
     while not await wait_event(signals.second, _POLL_S):
         pass
     await runtime.stop_all()
@@ -96,30 +96,18 @@ async def _rehearse(settings: Settings, stack: AsyncExitStack) -> Settings:
     return settings.model_copy(update=update)
 
 
-class _Signals:
-    """The first and the second SIGTERM or SIGINT."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._take)
-
-    def _take(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
-
-
 def _processes(runtime: Runtime) -> str:
     worker = runtime.worker
     if isinstance(worker, Supervisor):
         return f"gateway (pid {os.getpid()}) and a supervised worker process (pid {worker.pid})"
+    if isinstance(worker, RemoteWorkers):
+        return f"gateway (pid {os.getpid()}); workers elsewhere"
     return f"gateway and worker in one process (pid {os.getpid()})"
 
 
 def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: bool) -> None:
     settings, url = runtime.settings, runtime.url
-    agents = ", ".join(info.name for info in runtime.infos)
+    agents = ", ".join(info.name for info in runtime.infos) or "none yet: no worker has reported"
     model = settings.model or "each agent's own"
     if where := upstream_url(settings):
         model += f" at {where}"

@@ -75,7 +75,9 @@ class WorkerThread:
             self._given = self._served.agents
         facts = pool_facts(self._served.pool) if self._served is not None else dict
         name = worker_name(os.getpid())
-        self._worker = Worker(self._store, self._given, self._settings, self._log, SystemClock(), name, facts)
+        self._worker = Worker(
+            self._store, self._given, self._settings, self._log, SystemClock(), name, facts, served=self.agents
+        )
         self._thread.start()
         self._started.wait(_START_S)
 

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from holdfast.aio import Owner, settle, wait_event
 from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
@@ -21,7 +23,7 @@ from holdfast.engine.executor import Executor, Surroundings
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
-from holdfast.ports.agent import Agent
+from holdfast.ports.agent import SERVED, Agent, AgentInfo
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
 from holdfast.telemetry import Log
@@ -45,6 +47,7 @@ class Worker:
         name: str,
         pool_facts: Callable[[], dict[str, Any]] = dict,
         board: BlameBoard | None = None,
+        served: Sequence[AgentInfo] = (),
     ) -> None:
         """Take everything; `run` starts it.
 
@@ -57,8 +60,10 @@ class Worker:
             name: Of this worker, new at each start.
             pool_facts: How the tools' threads are, for /api/workers.
             board: Where the run in user code is marked; None where no supervisor looks.
+            served: The agents as gateways elsewhere serve them.
         """
         self._pool_facts = pool_facts
+        self._served = [msgspec.to_builtins(info) for info in served]
         self.name = name
         self._store = store
         self._agents = {agent.name: agent for agent in agents}
@@ -210,6 +215,7 @@ class Worker:
             "agents": sorted(self._agents),
             "accepting": self._accepting,
             **self._pool_facts(),
+            SERVED: self._served,
         }
 
     async def _wait_for_executors(self, limit_s: float) -> None:
