@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from holdfast.domain.runs import TABLE, Move, Refusal, State
 
+_SCRIPTS: Final = resources.files("holdfast.stores.redis") / "scripts"
 CLOCK: Final = "call('TIME')"  # as base.lua has it
 _WITH: Final = re.compile(r"^-- with: ([a-z ]+)$", re.MULTILINE)
 _ANSWERS: Final = {  # the status that a refusal is answered with
@@ -37,9 +38,8 @@ class Script(NamedTuple):
 @cache
 def scripts(clock: str = CLOCK) -> dict[str, Script]:
     """Every verb by its name. `clock` is what tells the time in them; replaced by tests."""
-    directory = resources.files("holdfast.stores.redis") / "scripts"
     found = {}
-    for entry in directory.iterdir():
+    for entry in _SCRIPTS.iterdir():
         name, _, ending = entry.name.partition(".")
         if ending == "lua":
             source = compose(entry.read_text(encoding="utf-8"), clock).encode()
@@ -50,17 +50,14 @@ def scripts(clock: str = CLOCK) -> dict[str, Script]:
 def compose(verb: str, clock: str = CLOCK) -> str:
     """The whole text of a verb."""
     shebang, body = verb.split("\n", 1)
-    library = resources.files("holdfast.stores.redis") / "scripts" / "lib"
     named = _WITH.search(body)
-    names = ["base", *(named[1].split() if named else ())]
-    texts = [_library(str(library / f"{name}.lua")) for name in names]
+    texts = [_library(name) for name in ("base", *(named[1].split() if named else ()))]
     return "\n".join([shebang, lifecycle(), texts[0].replace(CLOCK, clock), *texts[1:], body])
 
 
 @cache
-def _library(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+def _library(name: str) -> str:
+    return (_SCRIPTS / "lib" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 @cache
