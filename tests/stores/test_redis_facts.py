@@ -80,6 +80,17 @@ def test_durability_is_what_the_mode_gives() -> None:
     assert none.startswith("none")
 
 
+async def test_what_is_not_required_is_said_at_the_start(redis_server: RedisServer) -> None:
+    """Debian's Redis has appendonly no: whoever starts a server on it reads what that means."""
+    harness = RedisHarness(redis_server)
+    said: dict[str, str] = {}
+    store = await open_store(harness.url, say=lambda event, **facts: said.update(facts))
+    await store.close()
+    await harness.close()
+    assert said["fact"] == "appendonly"
+    assert "CONFIG SET appendonly yes" in said["remedy"]
+
+
 async def test_a_redis_that_evicts_is_refused(redis_server: RedisServer) -> None:
     """At its limit it would delete runs that somebody waits for."""
     harness = RedisHarness(redis_server)

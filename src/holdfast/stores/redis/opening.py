@@ -47,6 +47,9 @@ async def connect(
     except BaseException:
         await link.close()
         raise
+    for fact in looked[0]:
+        if not fact.ok:
+            say("store_fact", fact=fact.name, why=fact.why, remedy=fact.remedy)
     return link, subscriber, looked
 
 
