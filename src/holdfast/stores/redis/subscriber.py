@@ -48,6 +48,7 @@ class Subscriber:
         self._loop = asyncio.get_running_loop()
         self._owner = Owner(lambda name, error: say("task_failed", task=name, error=repr(error)))
         self._heard_at = 0.0
+        self._conn: AbstractConnection | None = None
         self.connected = False
 
     async def start(self) -> None:
@@ -57,12 +58,13 @@ class Subscriber:
             RedisError, OSError: There is no connection to be had.
         """
         async with asyncio.timeout(CALL_S):
-            conn = await self._connect()
-        _ = self._owner.spawn(self._forever(conn), "wakes")
+            self._conn = await self._connect()
+        _ = self._owner.spawn(self._forever(), "wakes")
 
     async def close(self) -> None:
         """End; bounded."""
         await self._owner.close(_CLOSE_S)
+        await self._disconnect()  # a task that was cancelled before its first step has not
 
     @contextmanager
     def subscribe(self, topic: str) -> Iterator[Wake]:
@@ -100,28 +102,31 @@ class Subscriber:
         self._heard_at = self._loop.time()
         return conn
 
-    async def _forever(self, conn: AbstractConnection | None) -> None:
+    async def _disconnect(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.disconnect(nowait=True)
+
+    async def _forever(self) -> None:
         """Serve one connection after the other; a failure is said, and it begins again."""
         pause = _PAUSE_S
         while True:
             try:
-                if conn is None:
+                if self._conn is None:
                     async with asyncio.timeout(CALL_S):
-                        conn = await self._connect()
+                        self._conn = await self._connect()
                     self._wake_all()
                     self._say("store_connected", part="wakes")
                     pause = _PAUSE_S
                 self.connected = True
-                await self._serve(conn)
+                await self._serve(self._conn)
             except (RedisError, OSError) as error:
                 self._say("store_unavailable", part="wakes", error=f"{type(error).__name__}: {error}")
             except Exception as error:  # noqa: BLE001 - said, and begun again: wakes must not end in silence
                 self._say("loop_failed", part="wakes", error=repr(error))
             finally:
                 self.connected = False
-                if conn is not None:
-                    await conn.disconnect(nowait=True)
-                conn = None
+                await self._disconnect()
             await asyncio.sleep(pause)
             pause = min(_PAUSE_MAX_S, pause * 2)
 
