@@ -77,8 +77,8 @@ format: install ## Rewrite the sources: layout, import order, safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: system-packages
-system-packages: ## Debian packages that tests use (chromium for the browser test)
-	@scripts/system-packages chromium
+system-packages: ## Debian packages that tests use (chromium for the browser test, redis-server for its store)
+	@scripts/system-packages chromium redis-server
 
 .PHONY: upgrade
 upgrade: ## Renew constraints.txt with the versions of today

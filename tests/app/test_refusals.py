@@ -18,7 +18,8 @@ from holdfast.config import Settings
         ({"profile": "production"}, "production"),
         ({}, "neither an agent nor a model"),
         ({"model": "x", "model_url": "no url"}, "http"),
-        ({"model": "x", "store": "redis://127.0.0.1"}, "sqlite:///"),
+        ({"model": "x", "store": "mongodb://127.0.0.1"}, "sqlite:///"),
+        ({"model": "x", "store": "redis://127.0.0.1:1"}, "check that Redis runs"),
     ],
     ids=lambda value: str(value),
 )

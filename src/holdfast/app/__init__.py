@@ -3,5 +3,6 @@
 from holdfast.app.errors import StartError
 from holdfast.app.runtime import Runtime
 from holdfast.app.serving import serve
+from holdfast.app.working import work
 
-__all__ = ["Runtime", "StartError", "serve"]
+__all__ = ["Runtime", "StartError", "serve", "work"]

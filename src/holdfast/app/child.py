@@ -35,7 +35,7 @@ from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.clock import SystemClock
-from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.stores.opening import OpenStore, StoreError, open_store
 from holdfast.telemetry import Log, guard_prints
 
 _BEAT_S: Final = 0.25
@@ -89,7 +89,7 @@ class Child:
 
     async def _work(self, served: Served) -> None:
         try:
-            store = await SqliteStore.open(self._settings.store)
+            store = await open_store(self._settings.store, say=self._log.write)
         except StoreError as error:
             self._say({"report": "failed", "why": str(error)})
             return
@@ -99,7 +99,18 @@ class Child:
         clock = SystemClock()
         served.pool.watch = self._board.enter_thread
         facts, tired = worker_facts(served.facts, self._log), served.pool.tired
-        worker = Worker(store, served.agents, self._settings, self._log, clock, self._name, facts, self._board, tired)
+        worker = Worker(
+            store,
+            served.agents,
+            self._settings,
+            self._log,
+            clock,
+            self._name,
+            facts,
+            self._board,
+            tired,
+            served.infos,
+        )
         self._worker = worker
         _ = self._owner.spawn(self._beat(store), "beat")
         self._say({"report": "working", "worker": self._name})
@@ -110,7 +121,7 @@ class Child:
         await store.close()
         await end(telemetry)
 
-    async def _beat(self, store: SqliteStore) -> None:
+    async def _beat(self, store: OpenStore) -> None:
         while True:
             broken = store.broken()
             if broken:  # nothing can be stored here any more: the next process goes on with the runs

@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from holdfast import __version__
 from holdfast.aio import Owner
 from holdfast.app.errors import StartError
 from holdfast.app.observing import end, observe
 from holdfast.app.readiness import Readiness
+from holdfast.app.remote import RemoteWorkers
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings
 from holdfast.engine.reaper import Reaper
@@ -20,7 +22,7 @@ from holdfast.engine.sessions import Sessions
 from holdfast.gateway.app import GatewayApp, create_app
 from holdfast.gateway.server import BindError, Server
 from holdfast.ports.agent import Agent, AgentInfo
-from holdfast.stores.sqlite import SqliteStore, StoreError
+from holdfast.stores.opening import OpenStore, StoreError, open_store
 from holdfast.stores.sqlite.connect import MEMORY
 from holdfast.telemetry import Log
 
@@ -46,11 +48,11 @@ class Runtime:
         self._stack = AsyncExitStack()
         self._owner = Owner(self._task_failed)
         self.phases: list[dict[str, Any]] = []
-        self.store: SqliteStore
+        self.store: OpenStore
         self.sessions: Sessions
         self.app: GatewayApp
         self.server: Server
-        self.worker: WorkerThread | Supervisor
+        self.worker: WorkerThread | Supervisor | RemoteWorkers
 
     async def __aenter__(self) -> Runtime:
         """Start everything, in order of dependency.
@@ -86,7 +88,7 @@ class Runtime:
     @property
     def drain_s(self) -> float:
         """How long a shutdown lets runs go on; 3 s at most in profile dev."""
-        return min(3.0, self.settings.drain_s) if self.settings.profile == "dev" else self.settings.drain_s
+        return drain_of(self.settings)
 
     def broken(self) -> str:
         """What has ended that cannot begin again in this process, or ""."""
@@ -103,10 +105,11 @@ class Runtime:
     async def _start(self) -> None:
         settings = self.settings
         _refuse_strangers(settings)
-        works = settings.in_process or bool(self._given) or settings.store.endswith(MEMORY)
+        _refuse_lonely(settings)
+        works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
         self._stack.push_async_callback(end, observe(settings, self.log, works=works))
         with self._phase("store"):
-            self.store = await SqliteStore.open(settings.store, own=True)
+            self.store = await open_store(settings.store, own=True, say=self.log.write)
             self._stack.push_async_callback(self.store.close)
         with self._phase("worker"):
             await self._start_worker(works=works)
@@ -120,7 +123,9 @@ class Runtime:
     async def _start_worker(self, *, works: bool) -> None:
         """`works`: on a thread of this process."""
         settings = self.settings
-        if works:
+        if not settings.worker:
+            self.worker = RemoteWorkers(self.store, settings, self.log)
+        elif works:
             from holdfast.app.threads import WorkerThread  # with it come the agent libraries
 
             self.worker = WorkerThread(self.store, settings, self._specs, self._given, self.log)
@@ -164,6 +169,20 @@ class Runtime:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self.log.write("task_failed", task=name, error=repr(error))
+
+
+def drain_of(settings: Settings) -> float:
+    """How long a shutdown lets runs go on; 3 s at most in profile dev."""
+    return min(3.0, settings.drain_s) if settings.profile == "dev" else settings.drain_s
+
+
+def _refuse_lonely(settings: Settings) -> None:
+    """A server without a worker needs a store that workers of other processes can reach."""
+    if not settings.worker and urlsplit(settings.store).scheme == "sqlite":
+        raise StartError(
+            f"cannot start: --no-worker needs a store that workers elsewhere share, and --store is {settings.store}; "
+            "give --store redis://host:port/db, and start `holdfast worker` with the same"
+        )
 
 
 def _refuse_strangers(settings: Settings) -> None:

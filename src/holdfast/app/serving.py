@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -17,13 +16,15 @@ from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.observing import own_logging
+from holdfast.app.remote import RemoteWorkers
 from holdfast.app.runtime import Runtime
+from holdfast.app.signals import Signals
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
 from holdfast.rehearsal import CannotListen, RehearsalServer
+from holdfast.stores.opening import shown
 from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _POLL_S: Final = 3600.0
 _WATCH_S: Final = 5.0
 REHEARSAL_MODEL: Final = "rehearsal"
@@ -60,7 +61,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
             settings = await _rehearse(settings, stack)
             specs = [DEMO_AGENT]
         runtime = await stack.enter_async_context(Runtime(settings, specs, log=log))
-        signals = _Signals()
+        signals = Signals()
         _announce(runtime, announce, rehearsal=rehearsal)
         broken = await _until_signal(signals, runtime)
         if broken:
@@ -76,7 +77,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
     return 1 if broken else 0
 
 
-async def _until_signal(signals: _Signals, runtime: Runtime) -> str:
+async def _until_signal(signals: Signals, runtime: Runtime) -> str:
     """Wait for the first signal, "", or for something that only a new process can mend."""
     while not await wait_event(signals.first, _WATCH_S):
         broken = runtime.broken()
@@ -85,7 +86,7 @@ async def _until_signal(signals: _Signals, runtime: Runtime) -> str:
     return ""
 
 
-async def _hurry(signals: _Signals, runtime: Runtime) -> None:
+async def _hurry(signals: Signals, runtime: Runtime) -> None:
     while not await wait_event(signals.second, _POLL_S):
         pass
     await runtime.stop_all()
@@ -100,30 +101,18 @@ async def _rehearse(settings: Settings, stack: AsyncExitStack) -> Settings:
     return settings.model_copy(update=update)
 
 
-class _Signals:
-    """The first and the second SIGTERM or SIGINT."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._take)
-
-    def _take(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
-
-
 def _processes(runtime: Runtime) -> str:
     worker = runtime.worker
     if isinstance(worker, Supervisor):
         return f"gateway (pid {os.getpid()}) and a supervised worker process (pid {worker.pid})"
+    if isinstance(worker, RemoteWorkers):
+        return f"gateway (pid {os.getpid()}); workers elsewhere"
     return f"gateway and worker in one process (pid {os.getpid()})"
 
 
 def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: bool) -> None:
     settings, url = runtime.settings, runtime.url
-    agents = ", ".join(info.name for info in runtime.infos)
+    agents = ", ".join(info.name for info in runtime.infos) or "none yet: no worker has reported"
     model = settings.model or "each agent's own"
     if where := upstream_url(settings):
         model += f" at {where}"
@@ -134,7 +123,7 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
         where = f" --url {url}"
     for line in (
         f"holdfast {__version__} serves {url}",
-        f"  store   {settings.store} (fsync at every commit)",
+        f"  store   {shown(settings.store)} ({runtime.store.durability})",
         f"  model   {model}",
         f"  agents  {agents}",
         f"  mode    {settings.profile}, {_processes(runtime)}, loopback without keys",

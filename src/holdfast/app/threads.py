@@ -89,7 +89,9 @@ class WorkerThread:
             self._served.pool.watch = board.enter_thread
         tired = self._served.pool.tired if self._served is not None else str
         name, clock = worker_name(os.getpid()), SystemClock()
-        self._worker = Worker(self._store, self._given, self._settings, self._log, clock, name, facts, board, tired)
+        self._worker = Worker(
+            self._store, self._given, self._settings, self._log, clock, name, facts, board, tired, self.agents
+        )
         self._thread.start()
         self._started.wait(_START_S)
 

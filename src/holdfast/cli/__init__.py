@@ -23,6 +23,7 @@ def main() -> None:
 
 for _command in (
     _serve.serve,
+    _serve.worker,
     _serve.demo,
     _serve.rehearse,
     _runs.runs,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from holdfast.config import Settings
 
 _FAILED = 1
 _USAGE = 2
@@ -17,6 +20,9 @@ cannot start: there is neither an agent nor a model to serve. Give one of
   holdfast serve --model NAME --model-url URL       a model of any OpenAI-compatible server
   holdfast serve --model provider:name              a model by pydantic-ai's name, such as openai:gpt-5
 or try `holdfast demo`: it needs neither, and answers with the bundled rehearsal model."""
+
+_NO_WORKER = "Serve what `holdfast worker` works on elsewhere; needs --store redis://..."
+_AGENTS_ELSEWHERE = "--no-worker serves the agents and models of the workers: name them at `holdfast worker`"
 
 _port = click.IntRange(0, 65535)
 
@@ -29,6 +35,7 @@ _port = click.IntRange(0, 65535)
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=_port, help="Port to listen on (default 8484).")
 @click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev.")
+@click.option("--no-worker", "worker", is_flag=True, flag_value=False, default=None, help=_NO_WORKER)
 @click.option("--in-process", is_flag=True, default=None, help="Run the worker in the gateway's process.")
 def serve(agents: tuple[str, ...], **options: Any) -> None:
     """Serve agents over HTTP.
@@ -39,6 +46,31 @@ def serve(agents: tuple[str, ...], **options: Any) -> None:
     The first SIGTERM or SIGINT drains, the second stops all runs now.
     """
     _serve(agents, options, rehearsal=False)
+
+
+@click.command()
+@click.argument("agents", nargs=-1, metavar="[[NAME=]MODULE:ATTR]...")
+@click.option("--store", help="redis://host:port/db, as the servers have it.")
+@click.option("--model", help="Model: NAME with --model-url, or provider:name. Replaces the agents' own.")
+@click.option("--model-url", help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.")
+@click.option("--concurrency", type=click.IntRange(1, 4096), help="Runs at once in each worker (default 64).")
+@click.option("--processes", type=click.IntRange(1, 64), help="Workers, each a process of its own (default 1).")
+@click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev.")
+def worker(agents: tuple[str, ...], **options: Any) -> None:
+    """Work on the runs of servers elsewhere, which share a store on Redis.
+
+    The first SIGTERM or SIGINT drains and gives back what did not end, the second stops all runs now.
+    """
+    settings = _settings(options)
+    if not (agents or settings.model):
+        _refuse(_NOTHING_TO_SERVE)
+    from holdfast import app
+
+    try:
+        code = app.work(settings, list(agents), announce=click.echo)
+    except app.StartError as error:
+        _refuse(str(error))
+    raise click.exceptions.Exit(code)
 
 
 @click.command()
@@ -65,14 +97,10 @@ def rehearse(port: int) -> None:
 
 
 def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
-    _refuse_windows()
-    from holdfast.config import SettingsError, load
-
-    try:
-        settings = load(options)
-    except SettingsError as error:
-        _refuse(f"cannot start: {error}", _USAGE)
-    if not (agents or settings.model or rehearsal):
+    settings = _settings(options)
+    if not settings.worker and (agents or settings.model):
+        _refuse(f"cannot start: {_AGENTS_ELSEWHERE}", _USAGE)
+    if settings.worker and not (agents or settings.model or rehearsal):
         _refuse(_NOTHING_TO_SERVE)
     from holdfast import app
 
@@ -81,6 +109,16 @@ def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -
     except app.StartError as error:
         _refuse(str(error))
     raise click.exceptions.Exit(code)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    _refuse_windows()
+    from holdfast.config import SettingsError, load
+
+    try:
+        return load(options)
+    except SettingsError as error:
+        _refuse(f"cannot start: {error}", _USAGE)
 
 
 def _refuse_windows() -> None:

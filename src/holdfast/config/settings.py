@@ -113,6 +113,8 @@ class Settings(BaseModel):
 
     retention_s: float = Field(86_400, gt=0)
     retention_bytes: int = Field(1_073_741_824, ge=1)
+    worker: bool = True
+    processes: int = Field(1, ge=1, le=64)
     in_process: bool = False
     spare: bool = True
 

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from holdfast.aio import Owner, settle, wait_event
 from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
@@ -22,7 +24,7 @@ from holdfast.engine.gauges import loop_facts
 from holdfast.engine.heartbeat import Heartbeat
 from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
-from holdfast.ports.agent import Agent
+from holdfast.ports.agent import SERVED, Agent, AgentInfo
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
 from holdfast.telemetry import Log
@@ -50,6 +52,7 @@ class Worker:
         pool_facts: Callable[[], dict[str, Any]] = dict,
         board: BlameBoard | None = None,
         tired: Callable[[], str] = str,
+        served: Sequence[AgentInfo] = (),
     ) -> None:
         """Take everything; `run` starts it.
 
@@ -63,9 +66,11 @@ class Worker:
             pool_facts: How the tools' threads are, for /api/workers.
             board: Where the run in user code is marked; None where no supervisor looks.
             tired: Why no new runs should be taken for now, or "".
+            served: The agents as gateways elsewhere serve them.
         """
         self._pool_facts = pool_facts
         self.tired = tired
+        self._served = [msgspec.to_builtins(info) for info in served]
         self.name = name
         self._store = store
         self._agents = {agent.name: agent for agent in agents}
@@ -260,6 +265,7 @@ class Worker:
             "tool_processes": self._processes.running,
             "tool_processes_queued": self._processes.queued,
             **self._pool_facts(),
+            SERVED: self._served,
         }
 
     async def _wait_for_executors(self, limit_s: float) -> None:

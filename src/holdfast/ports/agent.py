@@ -8,7 +8,7 @@ abandonment belong to the runtime, not to the agent.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -215,6 +215,9 @@ class Agent(Protocol):
     def run(self, ctx: RunContext) -> AsyncIterator[AgentEvent]:
         """Work on `ctx.input` and yield what happens."""
         ...
+
+
+SERVED: Final = "served"  # the fact under which a worker reports its agents to the store
 
 
 class AgentInfo(msgspec.Struct, frozen=True):

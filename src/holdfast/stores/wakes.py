@@ -53,6 +53,11 @@ class Hub:
                 if not waiters:
                     del self._waiters[topic]
 
+    def topics(self) -> list[str]:
+        """What is waited on."""
+        with self._lock:
+            return list(self._waiters)
+
     def publish(self, topics: Iterable[str]) -> None:
         """Wake every waiter of `topics`; from any thread, without waiting."""
         by_loop: dict[asyncio.AbstractEventLoop, list[_Wake]] = {}

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite.ballast import Ballast
-from holdfast.stores.sqlite.connect import StoreError
 
 _FRAMES_MAX: Final = 1000  # 4 MB: the writer is asked
 _FRAMES: Final = 500  # copied while others write

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.ports.clock import Clock
+from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite.faults import code_of, is_busy
 
 SCHEMA_VERSION: Final = 2
@@ -21,10 +22,6 @@ _WAL_BYTES_KEPT: Final = 4_000_000
 _TRY_S: Final = 0.0005
 _TRY_MAX_S: Final = 0.002
 _SQLITE_MIN: Final = (3, 35, 0)
-
-
-class StoreError(Exception):
-    """The database cannot be used; the text names the file, what is wrong and the remedy."""
 
 
 def connect(path: str, *, readonly: bool = False) -> sqlite3.Connection:
@@ -175,6 +172,7 @@ def file_of(url: str) -> str:
         return MEMORY
     if rest == url or not rest.startswith("/") or len(rest) < 2:
         raise StoreError(
-            f"store is {url!r}; use sqlite:///holdfast.db, sqlite:////absolute/path.db or sqlite://:memory:"
+            f"store is {url!r}; use sqlite:///holdfast.db, sqlite:////absolute/path.db, "
+            "sqlite://:memory: or redis://host:port/db"
         )
     return str(Path(rest[1:]))

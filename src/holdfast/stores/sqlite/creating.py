@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
-from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Ended, Limits, NewRun, Status
+from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Ended, Limits, NewRun, Status, Stopped
 from holdfast.stores.sqlite.ending import end_from_outside, insert_run, make_ready
 from holdfast.stores.sqlite.rows import find, phase, record_of
 from holdfast.stores.sqlite.telling import keep
@@ -134,6 +134,20 @@ def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> list[Ended]:
         )
         tx.wakes.update((CONTROL_TOPIC, STOP_TOPIC))
     return []
+
+
+def request_stop(tx: Tx, key: RunKey, reason: Reason, by: str) -> Stopped:
+    """The durable flag; see the port."""
+    row = find(tx, key)
+    if row is None:
+        return Stopped(Status.UNKNOWN, None)
+    if row["gone"]:
+        return Stopped(Status.GONE, None)
+    if State(row["state"]).terminal:
+        return Stopped(Status.ENDED, record_of(tx, row))
+    ends = stop_row(tx, row, reason, by)
+    row = find(tx, key)
+    return Stopped(Status.OK, None if row is None else record_of(tx, row), ends)
 
 
 def listen(tx: Tx, keys: Sequence[RunKey], lease_ms: int) -> list[RunKey]:

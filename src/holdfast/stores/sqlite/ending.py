@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Final
 
 import msgspec
 
 from holdfast.domain.digest import Digest
-from holdfast.domain.errors import run_error
 from holdfast.domain.events import EventType
 from holdfast.domain.ids import RunKey, new_run_id
 from holdfast.domain.messages import HistoryEntry
-from holdfast.domain.receipts import reaper_receipt
 from holdfast.domain.runs import Policy, Reason, State
 from holdfast.ports.store import READY_TOPIC, Ended, Ending, RunSpec, list_topic, run_topic
+from holdfast.stores import composing
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.rows import find, key_of, save_result, spec_of
 from holdfast.stores.sqlite.telling import hand_over
 from holdfast.stores.sqlite.tx import Tx
-
-_TYPES: Final = {State.FAILED: EventType.RUN_FAILED, State.CANCELLED: EventType.RUN_CANCELLED}
-_REMEDIES: Final = {
-    Reason.WORKER_LOST: ("worker_lost", "the worker that held the run is gone", "send the prompt again"),
-    Reason.DEADLINE: ("deadline", "the run's deadline passed", "raise deadline_s, or ask for less"),
-    Reason.AGENT_ERROR: (
-        "loop_blocked",
-        "the run blocked its worker's event loop, and the worker was killed",
-        "do not block in async code: make the tool a plain function, or use asyncio",
-    ),
-    Reason.QUEUE_TIMEOUT: (
-        "queue_timeout",
-        "no worker took the run in time",
-        "add workers, or raise queue_timeout_s",
-    ),
-}
 
 
 def end_from_outside(
@@ -64,18 +46,10 @@ def end_from_outside(
         The ends that the caller has to tell.
     """
     fold = log.digest(tx, row["n"]) if fold is None else fold
-    receipt = reaper_receipt(row["stop_at"] or tx.wall, tx.wall, fold.open_calls(), killed=killed)
-    usage, partial = fold.usage(), fold.partial()
-    fields: dict[str, Any] = {"reason": reason}
-    error = None
-    if state is State.FAILED:
-        code, message, remedy = _REMEDIES[reason]
-        error = fields["error"] = run_error(code, message, None, remedy, retryable=True)
-    else:
-        fields["by"] = by
-    fields |= {"partial": partial, "usage": usage, "receipt": receipt}
-    log.write_event(tx, row, _TYPES[state], fields, row["epoch"] + 1)
-    ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, output=partial or None, leave_inbox=True)
+    kind, fields, ending = composing.end_from_outside(
+        fold, state, reason, by, asked_at=row["stop_at"] or tx.wall, wall=tx.wall, killed=killed
+    )
+    log.write_event(tx, row, kind, fields, row["epoch"] + 1)
     entry = derived_entry(tx, row, state, fold)
     tx.run("UPDATE runs SET epoch = epoch + 1, claim = '', stop_by = ? WHERE n = ?", by, row["n"])
     close(tx, row, ending, entry)
@@ -84,14 +58,12 @@ def end_from_outside(
 
 def derived_entry(tx: Tx, row: sqlite3.Row, state: State, fold: Digest) -> HistoryEntry:
     """What the run leaves in its session, as a pure function of input, last checkpoint and log."""
-    completed = state is State.COMPLETED
     spec = spec_of(tx, row["n"])
-    entry = HistoryEntry(run=row["id"], state=state, messages=fold.messages(completed=completed, user=spec.input))
-    checkpoint = tx.one("SELECT seq, data FROM checkpoints WHERE run = ?", row["n"])
-    if checkpoint is None or not spec.kind:
-        return entry
-    tail = log.digest(tx, row["n"], checkpoint["seq"]).messages(completed=completed, user="")
-    return msgspec.structs.replace(entry, native_kind=spec.kind, native=checkpoint["data"], tail=tail)
+    found = tx.one("SELECT seq, data FROM checkpoints WHERE run = ?", row["n"])
+    if found is None:
+        return composing.derived_entry(row["id"], spec, state, fold, None, None)
+    tail = log.digest(tx, row["n"], found["seq"]) if spec.kind else None
+    return composing.derived_entry(row["id"], spec, state, fold, found["data"], tail)
 
 
 def close(tx: Tx, row: sqlite3.Row, ending: Ending, entry: HistoryEntry) -> None:
@@ -183,7 +155,7 @@ def _queue_unread(tx: Tx, row: sqlite3.Row) -> None:
     if not unread:
         return
     spec = spec_of(tx, row["n"])
-    follow = msgspec.structs.replace(spec, input="\n\n".join(r["input"] for r in unread), context=[])
+    follow = composing.follow_up(spec, [r["input"] for r in unread])
     first = tx.one(
         "SELECT min(rank) AS r FROM runs WHERE tenant = ? AND session = ? AND state = 'queued' AND slot = 0",
         row["tenant"],
@@ -233,7 +205,7 @@ def insert_run(
     )
     tx.run("UPDATE runs SET rank = ? WHERE n = ?", n if rank is None else rank, n)
     tx.run("INSERT INTO specs (run, spec) VALUES (?, ?)", n, msgspec.json.encode(spec))
-    created = {"session": session, "agent": spec.agent, "policy": policy, "input": spec.input}
+    created = composing.created_fields(session, spec, policy)
     row = find(tx, key)
     assert row is not None  # noqa: S101 - inserted above, in this transaction
     log.write_event(tx, row, EventType.RUN_CREATED, created, 0)

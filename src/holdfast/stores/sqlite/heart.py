@@ -11,9 +11,10 @@ from typing import Any, Final
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import Held, Renewal
+from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite.ballast import Ballast
 from holdfast.stores.sqlite.claiming import renew, report
-from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, StoreError, begin, connect_to_write
+from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, begin, connect_to_write
 from holdfast.stores.sqlite.faults import breaks_connection, says_full
 from holdfast.stores.sqlite.tx import Tx
 from holdfast.stores.sqlite.writer import Writer

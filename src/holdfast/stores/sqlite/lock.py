@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from holdfast.stores.sqlite.connect import StoreError
+from holdfast.stores.errors import StoreError
 
 _PATIENCE_S: Final = 3.0
 _ORPHAN_S: Final = 10.0  # the owner is dead: its worker ends, or is ended, within two seconds

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from holdfast.domain.digest import Digest
 from holdfast.domain.events import EventType, decode_event, encode_event
 from holdfast.ports.store import run_topic
 from holdfast.stores.sqlite.rows import key_of
 from holdfast.stores.sqlite.tx import Tx
-
-_STARTED: Final = b'"type":"' + EventType.RUN_STARTED.encode() + b'"'
-_TYPE_BEFORE_BYTE: Final = 256  # seq and run come first, and are bounded
-
-
-def begins(events: Sequence[bytes]) -> bool:
-    """Whether a run.started is among `events`."""
-    return any(_STARTED in event[:_TYPE_BEFORE_BYTE] for event in events)
 
 
 def write(tx: Tx, row: sqlite3.Row, events: Sequence[bytes], epoch: int) -> int:

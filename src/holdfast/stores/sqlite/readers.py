@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.ports.clock import Clock
-from holdfast.stores.sqlite.connect import StoreError, connect
+from holdfast.stores.errors import StoreError
+from holdfast.stores.sqlite.connect import connect
 from holdfast.stores.sqlite.faults import breaks_connection
 from holdfast.stores.sqlite.tx import Tx
 

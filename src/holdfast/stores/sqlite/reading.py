@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import State
 from holdfast.ports.store import Page, RunRecord, Status, WorkerRecord
+from holdfast.stores.composing import PAGE_BYTES
 from holdfast.stores.sqlite.rows import find, record_of
 from holdfast.stores.sqlite.tx import Tx
-
-_PAGE_BYTES: Final = 256 * 1024
 
 
 def read(tx: Tx, key: RunKey, after: int, limit: int, epoch: int | None) -> Page:
@@ -44,7 +43,7 @@ def _page(tx: Tx, n: int, after: int, limit: int) -> list[sqlite3.Row]:
         for row in rows:
             found.append(row)
             size += len(row["data"])
-            if size >= _PAGE_BYTES:
+            if size >= PAGE_BYTES:
                 break
     return found
 

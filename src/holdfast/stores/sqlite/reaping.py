@@ -7,7 +7,6 @@ and `settle` acts only if the run is still as it was read.
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
 
 import msgspec
 
@@ -15,6 +14,7 @@ from holdfast.domain.digest import Digest
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Move, Reason, State, Trigger, decide
 from holdfast.ports.store import Reaped
+from holdfast.stores.composing import TIMERS
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import requeue
 from holdfast.stores.sqlite.creating import stop_row
@@ -22,15 +22,6 @@ from holdfast.stores.sqlite.ending import end_from_outside
 from holdfast.stores.sqlite.rows import find, key_of, phase
 from holdfast.stores.sqlite.telling import take_forgotten
 from holdfast.stores.sqlite.tx import Tx
-
-_TIMERS: Final = (
-    # what is due, after which column, and how long its holder is given to act first
-    (Trigger.STOP, "listener_due", False),
-    (Trigger.STOP_UNANSWERED, "stop_due", True),
-    (Trigger.TIME_UP, "deadline_due", True),
-    (Trigger.TIME_UP, "wait_due", False),
-    (Trigger.LEASE_LOST, "lease_due", False),
-)
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -48,9 +39,10 @@ class Due(msgspec.Struct, frozen=True):
 def due(tx: Tx, limit: int, grace_ms: int) -> list[Due]:
     """What reap has to do now; a run once, by its first timer in the order of the table above."""
     found: dict[int, Due] = {}
-    for trigger, column, graced in _TIMERS:
+    for trigger, timer, graced in TIMERS:
+        column = f"{timer}_due"
         rows = tx.all(
-            f"SELECT * FROM runs WHERE {column} <= ?1 AND ({column} <= ?2 OR state <> 'running') "  # noqa: S608 - a name of _TIMERS
+            f"SELECT * FROM runs WHERE {column} <= ?1 AND ({column} <= ?2 OR state <> 'running') "  # noqa: S608 - a name of TIMERS
             f"ORDER BY {column} LIMIT ?3",
             tx.now,
             tx.now - (grace_ms if graced else 0),

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Phase, Policy, Reason, State, phase_of
 from holdfast.ports.store import Ending, RunRecord, RunSpec
+from holdfast.stores.composing import Result, result_of
 from holdfast.stores.sqlite.tx import Tx
 
 LIVE: Final = "state IN ('queued', 'running', 'waiting')"
 
 _spec = msgspec.json.Decoder(RunSpec)
-
-
-class Result(msgspec.Struct, omit_defaults=True):
-    """What `results` keeps of an end."""
-
-    usage: dict[str, Any] = {}
-    error: dict[str, Any] | None = None
-    receipt: dict[str, Any] | None = None
-    output: str | None = None
 
 
 _result = msgspec.json.Decoder(Result)
@@ -52,8 +44,7 @@ def spec_of(tx: Tx, n: int) -> RunSpec:
 
 def save_result(tx: Tx, n: int, ending: Ending) -> None:
     """Keep what the record shows of an end."""
-    result = Result(usage=ending.usage, error=ending.error, receipt=ending.receipt, output=ending.output)
-    tx.run("INSERT OR REPLACE INTO results (run, result) VALUES (?, ?)", n, msgspec.json.encode(result))
+    tx.run("INSERT OR REPLACE INTO results (run, result) VALUES (?, ?)", n, msgspec.json.encode(result_of(ending)))
 
 
 def record_of(tx: Tx, row: sqlite3.Row) -> RunRecord:

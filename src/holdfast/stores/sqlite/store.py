@@ -36,6 +36,7 @@ from holdfast.ports.store import (
     WorkerRecord,
     run_topic,
 )
+from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite import claiming, creating, reading, reaping, sessions, sweeping, writing
 from holdfast.stores.sqlite.ballast import Ballast
 from holdfast.stores.sqlite.checkpoints import Checkpoints
@@ -43,7 +44,6 @@ from holdfast.stores.sqlite.connect import (
     BUSY_TIMEOUT_S,
     MEMORY,
     SCHEMA_VERSION,
-    StoreError,
     connect,
     connect_to_write,
     explained,
@@ -55,7 +55,6 @@ from holdfast.stores.sqlite.heart import SqliteHeart, WriterHeart
 from holdfast.stores.sqlite.lock import OwnerLock
 from holdfast.stores.sqlite.neighbours import Neighbours
 from holdfast.stores.sqlite.readers import Readers
-from holdfast.stores.sqlite.rows import find, record_of
 from holdfast.stores.sqlite.tx import Tx
 from holdfast.stores.sqlite.writer import Writer
 from holdfast.stores.wakes import Hub
@@ -156,6 +155,11 @@ class SqliteStore:
         """The owner's lock, for a worker process to inherit: the file is served for as long as either lives."""
         return None if self._lock is None else self._lock.fd
 
+    @property
+    def durability(self) -> str:
+        """What survives what."""
+        return "none: in memory" if self.path == MEMORY else "fsync at every commit"
+
     async def create(self, new: NewRun) -> Created:
         """See the port."""
         return await self._writer.do("create", lambda tx: creating.create(tx, new))
@@ -215,7 +219,7 @@ class SqliteStore:
 
     async def request_stop(self, key: RunKey, reason: Reason, by: str) -> Stopped:
         """See the port."""
-        return await self._writer.do("request_stop", lambda tx: _request_stop(tx, key, reason, by))
+        return await self._writer.do("request_stop", lambda tx: creating.request_stop(tx, key, reason, by))
 
     async def listen(self, keys: Sequence[RunKey], lease_ms: int) -> list[RunKey]:
         """See the port."""
@@ -325,7 +329,7 @@ class SqliteStore:
             "path": self.path,
             "sqlite": sqlite3.sqlite_version,
             "schema": SCHEMA_VERSION,
-            "durability": "none: in memory" if self.path == MEMORY else "fsync at every commit",
+            "durability": self.durability,
             "writes_waiting": self._writer.depth(),
         }
         broken = self.broken()
@@ -427,19 +431,6 @@ async def _in_thread(work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
     finally:
         pool.shutdown(wait=False)
-
-
-def _request_stop(tx: Tx, key: RunKey, reason: Reason, by: str) -> Stopped:
-    row = find(tx, key)
-    if row is None:
-        return Stopped(Status.UNKNOWN, None)
-    if row["gone"]:
-        return Stopped(Status.GONE, None)
-    if State(row["state"]).terminal:
-        return Stopped(Status.ENDED, record_of(tx, row))
-    ends = creating.stop_row(tx, row, reason, by)
-    row = find(tx, key)
-    return Stopped(Status.OK, None if row is None else record_of(tx, row), ends)
 
 
 def _reap_begins(tx: Tx, limit: int) -> tuple[int, list[Reaped]]:

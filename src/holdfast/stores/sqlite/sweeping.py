@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.stores.composing import LINGER_MS
 from holdfast.stores.sqlite.ending import changed
 from holdfast.stores.sqlite.tx import Tx
 
 _CHUNK: Final = 1000
-_LINGER_MS: Final = 60_000  # a run of a forgotten session is still readable this long after its end
 
 
 def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
@@ -18,7 +18,7 @@ def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
         "WHERE r.ended_at IS NOT NULL AND r.gone = 0 AND (r.ended_at <= ? OR "
         "(r.generation < s.generation AND r.ended_at <= ?)) ORDER BY r.ended_at LIMIT ?",
         tx.wall - older_than_ms,
-        tx.wall - _LINGER_MS,
+        tx.wall - LINGER_MS,
         limit,
     )
     used = tx.one("SELECT coalesce(sum(log_bytes), 0) AS b FROM runs WHERE gone = 0")
@@ -62,11 +62,11 @@ def bury(tx: Tx, older_than_ms: int, limit: int) -> None:
     """Drop the rows of runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
     tx.run(
         "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone BETWEEN 1 AND ? AND head = 0 LIMIT ?)",
-        tx.wall - max(older_than_ms, _LINGER_MS),
+        tx.wall - max(older_than_ms, LINGER_MS),
         limit,
     )
     tx.run(
         "DELETE FROM sessions WHERE deleted = 1 AND updated_at <= ? AND NOT EXISTS "
         "(SELECT 1 FROM runs r WHERE r.tenant = sessions.tenant AND r.session = sessions.id)",
-        tx.wall - 2 * max(older_than_ms, _LINGER_MS),
+        tx.wall - 2 * max(older_than_ms, LINGER_MS),
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from holdfast.ports.clock import Clock
-
-REAP_GAP_MS_MAX: Final = 3000
+from holdfast.stores.composing import REAP_GAP_MS_MAX
 
 
 class Tx:

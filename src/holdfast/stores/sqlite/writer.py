@@ -24,8 +24,9 @@ from typing import Any, Final, TypeVar
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC
+from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite.ballast import Ballast
-from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, StoreError, begin
+from holdfast.stores.sqlite.connect import BUSY_TIMEOUT_S, begin
 from holdfast.stores.sqlite.faults import breaks_connection, may_be_full, says_full
 from holdfast.stores.sqlite.tx import Tx
 

@@ -12,18 +12,13 @@ from holdfast.domain.events import EventType
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Move, Refusal, State, Trigger, decide
 from holdfast.ports.store import Appended, Ending, Fence, InputItem, Status
+from holdfast.stores import composing
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import holds
 from holdfast.stores.sqlite.creating import knows, put_into_inbox
 from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_rank, make_ready
 from holdfast.stores.sqlite.rows import find, phase, spec_of
 from holdfast.stores.sqlite.tx import Tx
-
-_FINISH = {
-    State.COMPLETED: Trigger.COMPLETE,
-    State.FAILED: Trigger.FAIL,
-    State.CANCELLED: Trigger.CANCEL,
-}
 
 
 def append(
@@ -57,7 +52,7 @@ def finish(tx: Tx, key: RunKey, fence: Fence, base: int, events: Sequence[bytes]
     if State(row["state"]).terminal:
         mine = row["epoch"] == fence.epoch and row["claim"] == fence.claim
         return Appended(Status.DUP if mine else Status.FENCED, row["head"])
-    refusal = _refused(tx, row, fence, base, events, _FINISH[ending.state], finishing=True)
+    refusal = _refused(tx, row, fence, base, events, composing.FINISHES[ending.state], finishing=True)
     if refusal is not None:
         return refusal
     if ending.state is State.COMPLETED and not ending.leave_inbox and _unread(tx, row["n"]):
@@ -200,7 +195,7 @@ def _same_claim(row: sqlite3.Row, fence: Fence) -> bool:
 
 def _begin(tx: Tx, row: sqlite3.Row, events: Sequence[bytes]) -> None:
     """A claim that wrote run.started has begun: from here it counts as an attempt."""
-    if not row["begun"] and log.begins(events):
+    if not row["begun"] and composing.begins(events):
         tx.run(
             "UPDATE runs SET begun = 1, attempt = attempt + 1, started_at = coalesce(started_at, ?) WHERE n = ?",
             tx.wall,

@@ -1,0 +1,125 @@
+"""What a store writes by itself: ends from outside, derived histories, runs out of unread input. For every adapter.
+
+All of it is a pure function of what the store has: the row, the spec, the log's digest, the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from holdfast.domain.digest import Digest
+from holdfast.domain.errors import run_error
+from holdfast.domain.events import EventType
+from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.receipts import reaper_receipt
+from holdfast.domain.runs import Policy, Reason, State, Trigger
+from holdfast.ports.store import Ending, RunSpec
+
+_STARTED: Final = b'"type":"' + EventType.RUN_STARTED.encode() + b'"'
+_TYPE_BEFORE_BYTE: Final = 256  # seq and run come first, and are bounded
+_TYPES: Final = {State.FAILED: EventType.RUN_FAILED, State.CANCELLED: EventType.RUN_CANCELLED}
+_REMEDIES: Final = {
+    Reason.WORKER_LOST: ("worker_lost", "the worker that held the run is gone", "send the prompt again"),
+    Reason.DEADLINE: ("deadline", "the run's deadline passed", "raise deadline_s, or ask for less"),
+    Reason.AGENT_ERROR: (
+        "loop_blocked",
+        "the run blocked its worker's event loop, and the worker was killed",
+        "do not block in async code: make the tool a plain function, or use asyncio",
+    ),
+    Reason.QUEUE_TIMEOUT: (
+        "queue_timeout",
+        "no worker took the run in time",
+        "add workers, or raise queue_timeout_s",
+    ),
+}
+FINISHES: Final = {
+    State.COMPLETED: Trigger.COMPLETE,
+    State.FAILED: Trigger.FAIL,
+    State.CANCELLED: Trigger.CANCEL,
+}
+TIMERS: Final = (
+    # what is due, after which timer, and whether its holder is given time to act first; in this order
+    (Trigger.STOP, "listener", False),
+    (Trigger.STOP_UNANSWERED, "stop", True),
+    (Trigger.TIME_UP, "deadline", True),
+    (Trigger.TIME_UP, "wait", False),
+    (Trigger.LEASE_LOST, "lease", False),
+)
+REAP_GAP_MS_MAX: Final = 3000
+LINGER_MS: Final = 60_000  # a run of a forgotten session is still readable this long after its end
+PAGE_BYTES: Final = 256 * 1024
+
+
+class Result(msgspec.Struct, omit_defaults=True):
+    """What a record shows of an end."""
+
+    usage: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
+    receipt: dict[str, Any] | None = None
+    output: str | None = None
+
+
+def result_of(ending: Ending) -> Result:
+    """The part of `ending` that records show."""
+    return Result(usage=ending.usage, error=ending.error, receipt=ending.receipt, output=ending.output)
+
+
+def begins(events: Sequence[bytes]) -> bool:
+    """Whether a run.started is among `events`."""
+    return any(_STARTED in event[:_TYPE_BEFORE_BYTE] for event in events)
+
+
+def end_from_outside(
+    fold: Digest, state: State, reason: Reason, by: str, *, asked_at: int, wall: int, killed: bool
+) -> tuple[EventType, dict[str, Any], Ending]:
+    """The terminal event of a run that no worker writes any more, and the ending that goes with it.
+
+    Args:
+        fold: The log's digest.
+        state: failed or cancelled.
+        reason: Why.
+        by: Who asked, for run.cancelled.
+        asked_at: Since when it was to end.
+        wall: When it does.
+        killed: Whether the process that worked on it is known to be dead.
+    """
+    receipt = reaper_receipt(asked_at, wall, fold.open_calls(), killed=killed)
+    usage, partial = fold.usage(), fold.partial()
+    fields: dict[str, Any] = {"reason": reason}
+    error = None
+    if state is State.FAILED:
+        code, message, remedy = _REMEDIES[reason]
+        error = fields["error"] = run_error(code, message, None, remedy, retryable=True)
+    else:
+        fields["by"] = by
+    fields |= {"partial": partial, "usage": usage, "receipt": receipt}
+    ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, output=partial or None, leave_inbox=True)
+    return _TYPES[state], fields, ending
+
+
+def derived_entry(
+    run: str, spec: RunSpec, state: State, fold: Digest, checkpoint: bytes | None, tail: Digest | None
+) -> HistoryEntry:
+    """What the run leaves in its session, as a pure function of input, last checkpoint and log.
+
+    `tail` is the digest of what came after `checkpoint`; both or neither.
+    """
+    completed = state is State.COMPLETED
+    entry = HistoryEntry(run=run, state=state, messages=fold.messages(completed=completed, user=spec.input))
+    if checkpoint is None or tail is None or not spec.kind:
+        return entry
+    rest = tail.messages(completed=completed, user="")
+    return msgspec.structs.replace(entry, native_kind=spec.kind, native=checkpoint, tail=rest)
+
+
+def follow_up(spec: RunSpec, inputs: Sequence[str]) -> RunSpec:
+    """The spec of the run that steered inputs become which nobody read."""
+    return msgspec.structs.replace(spec, input="\n\n".join(inputs), context=[])
+
+
+def created_fields(session: str, spec: RunSpec, policy: Policy) -> dict[str, Any]:
+    """The fields of run.created."""
+    return {"session": session, "agent": spec.agent, "policy": policy, "input": spec.input}

@@ -1,0 +1,7 @@
+"""What every store raises when it cannot be opened."""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text names it, what is wrong and the remedy."""

@@ -1,0 +1,29 @@
+#!lua
+-- with: rows log queue tell
+-- Round robin between tenants with ready runs; within one, in the order of the queue. One token for each run asked for.
+local worker, lease_ms = ARGV[1], tonumber(ARGV[2])
+local claims = {}
+while #claims < #ARGV - 2 do
+  local tenant = call('ZRANGE', TURNS, 0, 0)[1]
+  if not tenant then break end
+  local uid = call('ZRANGE', ready_key(tenant), 0, 0)[1]
+  if not uid then
+    call('ZREM', TURNS, tenant)
+  else
+    call('ZADD', TURNS, call('HINCRBY', META, 'turn', 1), tenant)
+    local row, token = find(uid), ARGV[3 + #claims]
+    leave_queue(row)
+    set_state(row, 'running')
+    set(row, {epoch = row.epoch + 1, claim = token, worker = worker, begun = 0})
+    set_timer('lease', uid, NOW + lease_ms)
+    set_timer('wait', uid, nil)
+    changed(row)
+    local large = call('HMGET', run_key(uid), 'spec', 'checkpoint', 'checkpoint_seq', 'decisions')
+    claims[#claims + 1] = {
+      row.tenant, row.id, row.session, row.epoch, token, row.head, row.attempt + 1, row.attempts_max, large[1],
+      (due('deadline', uid) or NOW) - NOW, large[2], large[3], row.created_at, row.ready_at or row.created_at,
+      large[4], take_ends(row.suid)
+    }
+  end
+end
+return claims
