@@ -19,6 +19,8 @@ from holdfast.gateway.bodies import ClientGone
 from holdfast.gateway.problems import from_http, respond, unexpected
 from holdfast.telemetry import Log
 
+_STARTS = ("http.response.start", "websocket.accept")
+
 
 class Guard:
     """Refuses foreign hosts and origins; turns what a handler did not foresee into a problem and a log line."""
@@ -30,14 +32,14 @@ class Guard:
         self._keyless = keyless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; nothing is raised to the server but cancellation."""
-        if scope["type"] != "http":
-            raise RuntimeError(f"the gateway serves http, not {scope['type']}")
+        """Serve one request, or one WebSocket; nothing is raised to the server but cancellation."""
+        if scope["type"] not in ("http", "websocket"):
+            raise RuntimeError(f"the gateway serves http and websocket, not {scope['type']}")
         started = False
 
         async def sending(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            started = started or message["type"] in _STARTS
             await send(message)
 
         path = scope["path"]
