@@ -25,6 +25,14 @@ async def test_ready_comes_first_and_says_whether_runs_are_taken(here: Site) -> 
         assert client.ready["limits"]["subscriptions"] == here.settings.ws_subscriptions
 
 
+async def test_nothing_is_said_that_was_not_asked_for(here: Site) -> None:
+    """Ready, then an answer for each frame, and no more."""
+    async with socket(here.url) as client:
+        for n in range(3):
+            await client.send("ping", id=n)
+        assert [await client.read() for _ in range(3)] == [{"op": "pong", "id": n} for n in range(3)]
+
+
 async def test_a_run_is_started_and_followed_to_its_end_on_one_socket(here: Site) -> None:
     """The ack has the record, and the events are those of the log, each once, to the terminal one."""
     async with socket(here.url) as client:
@@ -169,7 +177,7 @@ async def test_an_operation_that_the_store_does_not_answer_ends_in_its_limit(
     async def never(*args: Any, **more: Any) -> Any:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("holdfast.gateway.ws.OPERATION_S", 0.2)
+    monkeypatch.setattr("holdfast.gateway.ws_follow.OPERATION_S", 0.2)
     async with socket(here.url) as client:
         run = (await client.ask("start", input="hello"))["run"]
         monkeypatch.setattr(here.sessions, "stop", never)
@@ -235,6 +243,50 @@ async def test_a_second_subscribe_begins_anew_at_its_offset(here: Site) -> None:
         await here.complete(holder)
         await client.end_of(run)
         assert [e["seq"] for e in client.events(run)] == list(range(6, 24))
+
+
+async def test_the_subscribe_that_came_last_wins_whatever_is_opened_first(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations run side by side: a start's own reading may open after a subscribe that came later. Both are acked."""
+    go = asyncio.Event()
+    real = here.sessions.read
+
+    async def first_is_slow(key: Any, after: int, *more: Any) -> Any:
+        if not go.is_set() and after == 0:
+            await wait_event(go, LIMIT_S)
+        return await real(key, after, *more)
+
+    monkeypatch.setattr(here.sessions, "read", first_is_slow)
+    async with socket(here.url) as client:
+        run = (await client.ask("start", input="hello"))["run"]
+        holder = await here.claim()
+        await holder.say("hi")
+        assert (await client.ask("subscribe", run=run, after=2))["op"] == "ack"
+        go.set()
+        await here.complete(holder)
+        await client.end_of(run)
+        assert [e["seq"] for e in client.events(run)] == [3, 4]
+
+
+async def test_an_unsubscribe_ends_what_is_still_opening(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frame that was sent last is what counts, here too."""
+    go = asyncio.Event()
+    real = here.sessions.read
+
+    async def slow(*args: Any) -> Any:
+        await wait_event(go, LIMIT_S)
+        return await real(*args)
+
+    run = (await here.run())["id"]
+    async with socket(here.url) as client:
+        monkeypatch.setattr(here.sessions, "read", slow)
+        await client.send("subscribe", run=run, id="late")
+        assert (await client.ask("unsubscribe", run=run))["op"] == "ack"
+        go.set()
+        assert (await client.until(lambda f: f.get("id") == "late"))["op"] == "ack"
+        assert (await client.ask("ping"))["op"] == "pong"
+        assert client.events(run) == []
 
 
 async def test_a_run_of_a_socket_that_leaves_is_cancelled_where_it_was_asked_for(here: Site) -> None:

@@ -50,6 +50,8 @@ class Wire:
 
     async def accept(self, subprotocol: str | None) -> None:
         """Accept; OSError where the client has gone."""
+        if (await self._receive())["type"] != "websocket.connect":  # it is there with the request
+            raise OSError("the client has gone")
         await self._send({"type": "websocket.accept", "subprotocol": subprotocol})
 
     async def serve(self, body: Coroutine[Any, Any, None]) -> None:
