@@ -170,8 +170,7 @@ class Follower:
 
     async def _write(self, found: Following, placed: Sequence[Placed]) -> None:
         for group in groups(placed):
-            await self._wire.write([item.data for item in group])
-            found.at = str(group[-1].offset)
+            await self._wire.write(_handing(found, group))
             if len(placed) > len(group):
                 await asyncio.sleep(0)
 
@@ -189,6 +188,13 @@ async def within_limit() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise StoreUnavailable(f"no answer within {OPERATION_S:.0f} s; it may be done yet") from None
+
+
+def _handing(found: Following, placed: Sequence[Placed]) -> Iterator[bytes]:
+    """Frame by frame, noting each as one that the reader has."""
+    for item in placed:
+        yield item.data
+        found.at = str(item.offset)
 
 
 def groups(placed: Sequence[Placed]) -> Iterator[Sequence[Placed]]:

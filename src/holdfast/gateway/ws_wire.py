@@ -7,7 +7,7 @@ within `STUCK_S` ends the socket; so does whoever calls `end`. The first end dec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -78,8 +78,8 @@ class Wire:
         self.left = self.left or message.get("code") != _RESTARTING
         return None
 
-    async def write(self, frames: Sequence[bytes]) -> None:
-        """Hand frames to the server, with no other between them.
+    async def write(self, frames: Iterable[bytes]) -> None:
+        """Hand frames to the server, with no other between them; the next is asked for once one is taken.
 
         Raises:
             SocketEnded: It is closing, or its client has gone.
