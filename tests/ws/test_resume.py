@@ -16,7 +16,7 @@ from tests.gateway.support import Site, site
 from tests.system.support import full
 from tests.ws.support import ENDS, RawSocket, frame, socket
 
-CUTS = full(25, 300)
+CUTS = full(300, 25)
 
 
 @pytest.fixture(scope="module")
