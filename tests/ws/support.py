@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.gateway.support import TERMINAL, Raw
 
-LIMIT_S = 8.0
+LIMIT_S = 20.0  # for a machine that is busy; nothing here is a promise about time
 AGENT_ENDS = {"agent_completed", "agent_failed", "agent_cancelled"}
 ENDS = TERMINAL | AGENT_ENDS
 

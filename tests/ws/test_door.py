@@ -8,6 +8,8 @@ import pytest
 from tests.gateway.support import Raw, Site, site
 from tests.ws.support import RawSocket, socket, upgrade
 
+pytestmark = pytest.mark.timeout(60)
+
 
 async def head(here: Site, path: str, *headers: str, host: str = "localhost") -> tuple[bytes, dict]:
     """The status line of an upgrade, and the problem it was refused with."""

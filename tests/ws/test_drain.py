@@ -4,10 +4,14 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from holdfast.testing import build
 from tests.gateway.support import Site, site
 from tests.gateway.test_server import site_again
 from tests.ws.support import RawSocket, frame, socket
+
+pytestmark = pytest.mark.timeout(60)
 
 
 async def test_a_drain_closes_1013_and_says_from_where_to_resume(tmp_path: Path) -> None:
@@ -27,7 +31,7 @@ async def test_a_drain_closes_1013_and_says_from_where_to_resume(tmp_path: Path)
             assert (code, reason) == (1013, f"draining; resume {run} after 3-1")
             assert (await other.closed())[0] == 1013
             await stopping
-            assert loop.time() - began < 3.0
+            assert loop.time() - began < 6.0
         assert (await here.store.get(holder.key)).stopping is None  # it was not the client that left
         await here.complete(holder, "x")
         async with site_again(here) as again, socket(str(again.http.base_url)) as later:
@@ -49,10 +53,25 @@ async def test_a_drain_waits_for_no_client(tmp_path: Path) -> None:
         await RawSocket.open(here.server.port)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(20):
             await here.server.stop(1.0)
-        assert loop.time() - began < 5.0
+        assert loop.time() - began < 10.0
         assert here.app.readers == 0
+
+
+async def test_a_drain_survives_clients_that_leave_at_that_moment(tmp_path: Path) -> None:
+    """What it writes to them is answered by a reset, before it has read their end: no failure of the server's."""
+    async with site(tmp_path) as here:
+        clients = [await RawSocket.open(here.server.port) for _ in range(40)]
+        for client in clients:
+            await client.json()
+        for client in clients:
+            client.raw.leave()
+        await asyncio.sleep(0)  # they are closed, and the server has not looked
+        for connection in here.server.connections:
+            connection.shutdown()
+        await here.server.stop(1.0)
+        assert "task_failed" not in here.lines.getvalue()
 
 
 async def test_a_socket_that_comes_while_the_server_ends_is_told_so(here: Site) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.domain.errors import CATALOGUE, HoldfastError
@@ -22,7 +22,9 @@ from holdfast.gateway.ws_frames import (
     read_after,
     read_frame,
 )
+from tests.system.support import full
 
+EXAMPLES = full(2000, 50)
 OPS = ["start", "subscribe", "unsubscribe", "stop", "steer", "ping", "nope", "", None, 3]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -53,12 +55,14 @@ def check(text: str | None) -> None:
         assert json.loads(frame("ack", {}, found.id)).get("id") == found.id
 
 
+@settings(max_examples=EXAMPLES)
 @given(st.text() | FRAMES | st.builds(json.dumps, JSON))
 def test_any_text_is_a_frame_or_a_refusal_that_can_be_sent(text: str) -> None:
     """A hostile client meets an error frame, not an exception; its id can be said again."""
     check(text)
 
 
+@settings(max_examples=EXAMPLES)
 @given(FRAMES, st.data())
 def test_any_frame_cut_or_changed_is_a_frame_or_a_refusal(text: str, data: st.DataObject) -> None:
     """Near misses find what random text does not."""
@@ -81,6 +85,7 @@ def test_after_is_a_seq_or_an_event_id(after: int | str, means: tuple[int, int |
     assert read_after(after).id == EventId(*means)
 
 
+@settings(max_examples=EXAMPLES)
 @given(st.integers(max_value=-1) | st.text().filter(lambda t: not t[:1].isdigit()))
 def test_another_after_is_invalid_offset(after: int | str) -> None:
     """The same code as over HTTP."""
@@ -89,6 +94,7 @@ def test_another_after_is_invalid_offset(after: int | str) -> None:
     assert caught.value.code == "invalid_offset"
 
 
+@settings(max_examples=EXAMPLES)
 @given(st.text(max_size=400))
 def test_a_close_reason_always_fits(reason: str) -> None:
     """A close frame that is too long would be a failure of its own."""
@@ -97,6 +103,7 @@ def test_a_close_reason_always_fits(reason: str) -> None:
     assert reason.startswith(cut)
 
 
+@settings(max_examples=EXAMPLES)
 @given(st.dictionaries(st.text(min_size=1), JSON), st.integers(1, 10**9), st.integers(0, 10**6))
 def test_an_event_keeps_its_bytes(fields: dict[str, Any], seq: int, epoch: int) -> None:
     """Every protocol carries the stored bytes: what was written once is what everybody reads."""

@@ -14,7 +14,9 @@ from holdfast.testing import build
 from holdfast.testing.rig import Holder
 from tests.gateway.support import Site, site
 from tests.system.support import full
-from tests.ws.support import ENDS, RawSocket, frame, socket
+from tests.ws.support import ENDS, LIMIT_S, RawSocket, frame, socket
+
+pytestmark = pytest.mark.timeout(60)
 
 CUTS = full(300, 25)
 
@@ -98,7 +100,7 @@ async def cut(here: Site, run: str, view: str, after: str, size: int) -> AsyncIt
     await client.send(frame(json.dumps({"op": "subscribe", "run": run, "after": after})))
     data = bytearray()
     while len(data) < size:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             more = await client.raw.reader.read(size - len(data))
         if not more:
             break

@@ -11,9 +11,12 @@ import pytest
 
 from holdfast.aio import wait_event
 from holdfast.domain.events import EventType
+from holdfast.domain.runs import State
 from holdfast.testing import build
 from tests.gateway.support import Site, site
 from tests.ws.support import LIMIT_S, RawSocket, frame, socket
+
+pytestmark = pytest.mark.timeout(60)
 
 
 async def test_ready_comes_first_and_says_whether_runs_are_taken(here: Site) -> None:
@@ -177,9 +180,9 @@ async def test_an_operation_that_the_store_does_not_answer_ends_in_its_limit(
     async def never(*args: Any, **more: Any) -> Any:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("holdfast.gateway.ws_follow.OPERATION_S", 0.2)
     async with socket(here.url) as client:
         run = (await client.ask("start", input="hello"))["run"]
+        monkeypatch.setattr("holdfast.gateway.ws_follow.OPERATION_S", 0.2)
         monkeypatch.setattr(here.sessions, "stop", never)
         monkeypatch.setattr(here.sessions, "start", never)
         for got in (await client.ask("stop", run=run), await client.ask("start", input="x")):
@@ -401,6 +404,25 @@ async def test_twenty_sockets_at_once_each_see_their_own_agent(here: Site) -> No
             "tool_completed",
             "agent_completed",
         ]
+
+
+@pytest.mark.parametrize(("state", "last"), [(State.FAILED, "agent_failed"), (State.CANCELLED, "agent_cancelled")])
+async def test_the_agent_view_of_a_run_that_does_not_complete_is_whole_too(here: Site, state: State, last: str) -> None:
+    """Document 1's client never waits for a tool or an agent that has ended, however it ended."""
+    async with socket(here.url, "?view=agent") as client:
+        run = (await client.ask("start", input="x"))["run"]
+        holder = await here.claim()
+        await holder.append(build.tool_called("c1"), build.tool_called("c2"), build.tool_finished("c1", "r"))
+        await holder.finish(state)
+        end = await client.end_of(run)
+        frames = client.events(run)
+        assert [f["type"] for f in frames] == [
+            "agent_started",
+            *["tool_executing"] * 2,
+            *["tool_completed"] * 2,
+            last,
+        ]
+        assert (frames[4]["call"], frames[4]["outcome"], end["seq"]) == ("c2", "interrupted", 6)
 
 
 async def test_nothing_is_left_after_many_sockets_came_and_went(here: Site) -> None:

@@ -14,6 +14,7 @@ What is added, and why:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from uvicorn.config import Config
@@ -160,7 +161,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        if self.transport.can_write_eof():
+        with contextlib.suppress(OSError, RuntimeError):  # the client has gone, and the loop has not said so yet
             self.transport.write_eof()
 
     def _linger(self) -> None:
