@@ -209,6 +209,25 @@ async def test_what_nobody_foresaw_is_told_and_logged_and_the_socket_goes_on(
     here.lines.truncate(0)
 
 
+async def test_a_reading_that_breaks_closes_the_socket_as_our_failure(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1011 and a line in the log: its client comes back, and does not wait for events that will not come."""
+
+    def breaks(*args: Any) -> Any:
+        raise ZeroDivisionError("secret")
+
+    async with socket(here.url) as client:
+        await client.ask("start", input="hello")
+        holder = await here.claim()
+        await client.until(lambda f: f.get("seq") == 2)
+        monkeypatch.setattr("holdfast.gateway.ws_views.LogReading.page", breaks)
+        await holder.say("hi")
+        assert await client.closed() == (1011, "unexpected ZeroDivisionError")
+    assert "ZeroDivisionError: secret" in here.lines.getvalue()
+    here.lines.truncate(0)
+
+
 async def test_more_runs_than_the_limit_are_not_followed_until_one_is_left(tmp_path: Path) -> None:
     """The run of a refused start is not made: refused means that nothing happened."""
     async with site(tmp_path, ws_subscriptions=2) as here, socket(here.url) as client:
