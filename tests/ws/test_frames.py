@@ -24,7 +24,9 @@ from holdfast.gateway.ws_frames import (
 )
 from tests.system.support import full
 
-EXAMPLES = full(2000, 50)
+pytestmark = pytest.mark.timeout(60)
+
+EXAMPLES = full(1000, 50)
 OPS = ["start", "subscribe", "unsubscribe", "stop", "steer", "ping", "nope", "", None, 3]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
