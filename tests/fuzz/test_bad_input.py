@@ -338,8 +338,12 @@ GARBAGE = {
     "a proxy's target": b"GET http://evil.example/api/runs HTTP/1.1\r\nHost: evil.example\r\n\r\n",
     "a star": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "connect": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "a WebSocket": b"GET /api/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    "a WebSocket elsewhere": b"GET /api/runs HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    "a WebSocket of a dead version": b"GET /api/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 8\r\n\r\n",
+    "a WebSocket without a key": b"GET /api/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\r\n",
     "bytes in the path": b"GET /api/runs/\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "bytes in a header": b"GET /api/runs HTTP/1.1\r\nHost: localhost\r\nX-Session-Id: \xff\xfe\r\nAccept: \xff\r\n\r\n",
     "a broken escape": b"GET /api/runs/%zz%f HTTP/1.1\r\nHost: localhost\r\n\r\n",

@@ -102,6 +102,8 @@ class Settings(BaseModel):
     concurrency: int = Field(64, ge=1, le=4096)
     runs_active: int = Field(1000, ge=1)
     connections: int = Field(4096, ge=1)
+    ws_subscriptions: int = Field(16, ge=1, le=1000)
+    ws_operations: int = Field(16, ge=1, le=1000)
     attempts: int = Field(3, ge=1, le=10)
 
     flush_ms: int = Field(25, ge=1, le=75)

@@ -38,6 +38,7 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "body_too_large": Entry(413, False, "send a smaller body"),
     "invalid_request": Entry(422, False, "correct the field named in detail; /openapi.json has the shapes"),
     "invalid_offset": Entry(422, False, "after is a seq (7) or an event id (7-2)"),
+    "upgrade_required": Entry(426, False, "open it as a WebSocket; docs/protocol.md has the frames"),
     "rate_limited": Entry(429, True, "wait for Retry-After seconds"),
     "internal": Entry(500, True, "repeat the request; the server's log names the cause"),
     "not_ready": Entry(503, True, "see /readyz for what is missing"),

@@ -11,8 +11,9 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from holdfast.config import Settings
+from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import events, health, metrics, openai_chat, openapi, page, runs, sessions_api
+from holdfast.gateway import events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
 from holdfast.gateway.routes import Handler, Operation
@@ -37,16 +38,21 @@ class GatewayApp:
         """Route every operation to its handler, behind the guard."""
         self._gate = gate
         gate.description = openapi.describe(OPERATIONS, str(gate.version.get("version", "")))
-        routed = Router(_routes(gate), redirect_slashes=False)
-        self._guarded = Guard(routed, gate.log, keyless=keyless)
+        self._router = Router(_routes(gate), redirect_slashes=False)
+        self._guarded = Guard(self._route, gate.log, keyless=keyless)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request, or one WebSocket."""
         await self._guarded(scope, receive, send)
 
     @property
+    def settings(self) -> Settings:
+        """Limits and times."""
+        return self._gate.settings
+
+    @property
     def readers(self) -> int:
-        """How many streaming responses are open."""
+        """How many streaming responses and WebSockets are open."""
         return self._gate.readers
 
     def facts(self) -> dict[str, Any]:
@@ -65,6 +71,16 @@ class GatewayApp:
         """End the gateway's own tasks; the names of those that did not end in time."""
         self._gate.close_readers()
         return await self._gate.owner.close(grace_s)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == ws.PATH:
+            if scope["type"] == "http":
+                raise HoldfastError("upgrade_required", f"{ws.PATH} is a WebSocket")
+            await ws.Socket(self._gate, scope, receive, send).serve()
+        elif scope["type"] == "http":
+            await self._router(scope, receive, send)
+        else:
+            raise HoldfastError("not_found", f"no WebSocket at {scope['path'][:200]}; there is one at {ws.PATH}")
 
 
 def create_app(

@@ -23,6 +23,7 @@ from holdfast.gateway.requests import TRACEPARENT
 from holdfast.telemetry import Log
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_STARTS = ("http.response.start", "websocket.accept")
 
 
 class Guard:
@@ -35,16 +36,16 @@ class Guard:
         self._keyless = keyless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; nothing is raised to the server but cancellation."""
-        if scope["type"] != "http":
-            raise RuntimeError(f"the gateway serves http, not {scope['type']}")
+        """Serve one request, or one WebSocket; nothing is raised to the server but cancellation."""
+        if scope["type"] not in ("http", "websocket"):
+            raise RuntimeError(f"the gateway serves http and websocket, not {scope['type']}")
         started = False
 
         async def sending(message: Message) -> None:
             nonlocal started
+            started = started or message["type"] in _STARTS
             if message["type"] == "http.response.start":
-                started, heard.status = True, message["status"]
-                heard.headers = message.get("headers", ())
+                heard.status, heard.headers = message["status"], message.get("headers", ())
             await send(message)
 
         path, heard = scope["path"], Heard(scope)
@@ -65,7 +66,8 @@ class Guard:
             if not started:
                 await respond(problem, path)(scope, receive, sending)
         finally:
-            heard.tell(self._log)
+            if scope["type"] == "http":  # a socket has no duration that says anything; what it does is in its runs
+                heard.tell(self._log)
 
 
 class Heard:

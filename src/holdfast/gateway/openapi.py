@@ -40,6 +40,7 @@ def describe(operations: Iterable[Operation], version: str) -> dict[str, Any]:
             "title": "Holdfast",
             "version": version,
             "summary": "Runs AI agents so that no run ever hangs.",
+            "description": "There is a WebSocket, too: /api/ws. Its frames are in docs/protocol.md.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from holdfast.domain.ids import ID_PATTERN, LOCAL_TENANT, RunKey
 from holdfast.gateway.bodies import check_id
@@ -28,8 +28,11 @@ _DIGITS_MAX = 32  # what is longer is over every limit by its first digits alrea
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def tenant_of(request: Request) -> str:
-    """Whose runs the request may see. Without keys everybody on loopback is one tenant; Authorization is ignored."""
+def tenant_of(request: HTTPConnection) -> str:
+    """Whose runs a request or a socket may see.
+
+    Without keys everybody on loopback is one tenant; Authorization is ignored.
+    """
     return LOCAL_TENANT
 
 
@@ -99,7 +102,7 @@ def asks_for(request: Request, offered: Sequence[str]) -> str:
     return named[0][0] if named and named[0][1] > 0 else ""
 
 
-def trace_of(request: Request) -> str:
+def trace_of(request: HTTPConnection) -> str:
     """The trace id of a W3C traceparent, or ""."""
     match = TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
     return match[1] if match else ""

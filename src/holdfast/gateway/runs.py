@@ -59,17 +59,8 @@ async def start(gate: Gate, request: Request) -> Response:
     """POST /api/runs: store a prompt; answer with its record, or with its stream if Accept names one."""
     body = await read_json(request, StartBody, gate.settings.body_bytes)
     form = asks_for(request, (SSE.media_type, NDJSON.media_type))
-    asked = StartRequest(
-        input=check_input(body.input, gate.settings.input_bytes),
-        session=body.session or "",
-        agent=body.agent or "",
-        on_busy=body.on_busy,
-        on_disconnect=body.on_disconnect,
-        deadline_s=body.deadline_s,
-        metadata=check_metadata(body.metadata or {}),
-        idempotency_key=idempotency_key(request),
-        trace=trace_of(request),
-        listens=bool(form),
+    asked = start_request(
+        gate, body, idempotency_key=idempotency_key(request), trace=trace_of(request), listens=bool(form)
     )
     created = await gate.sessions.start(tenant_of(request), asked)
     record = made(created)
@@ -136,6 +127,22 @@ async def steer_run(gate: Gate, request: Request) -> Response:
 async def inspect_run(gate: Gate, request: Request) -> Response:
     """GET /api/runs/{run}/inspect: why it is not finished."""
     return answer(await gate.sessions.inspect(run_key(request)))
+
+
+def start_request(gate: Gate, body: StartBody, *, idempotency_key: str, trace: str, listens: bool) -> StartRequest:
+    """What a prompt asks for, whichever way it came; invalid_request where a part of it cannot be taken."""
+    return StartRequest(
+        input=check_input(body.input, gate.settings.input_bytes),
+        session=check_id(body.session, "session") if body.session is not None else "",
+        agent=body.agent or "",
+        on_busy=body.on_busy,
+        on_disconnect=body.on_disconnect,
+        deadline_s=body.deadline_s,
+        metadata=check_metadata(body.metadata or {}),
+        idempotency_key=idempotency_key,
+        trace=trace,
+        listens=listens,
+    )
 
 
 def made(created: Created) -> RunRecord:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -24,6 +26,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.app import GatewayApp
 from holdfast.gateway.problems import respond
 from holdfast.gateway.readers import ABORT, STUCK_S
+from holdfast.gateway.ws_protocol import PING_TIMEOUT_S, BoundedWebSocket
 from holdfast.telemetry import Log
 
 HEAD_BYTES_MAX = 65_536
@@ -90,7 +93,11 @@ class Server:
         config = uvicorn.Config(
             self._app,
             http=_protocol(self._connections),
-            ws="none",
+            ws=BoundedWebSocket,
+            ws_max_size=self._app.settings.body_bytes,
+            ws_ping_interval=self._app.settings.keepalive_s,
+            ws_ping_timeout=PING_TIMEOUT_S,
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -167,15 +174,44 @@ async def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+_OVERLOADED = HoldfastError("overloaded", "the limit `connections` is reached", retry_after_s=1)
+
+
 async def _overloaded(scope: Scope, receive: Receive, send: Send) -> None:
-    error = HoldfastError("overloaded", "the limit `connections` is reached", retry_after_s=1)
-    await respond(error, scope["path"], {"Connection": "close"})(scope, receive, send)
+    await respond(_OVERLOADED, scope["path"], {"Connection": "close"})(scope, receive, send)
+
+
+def _raw(response: Response) -> bytes:
+    """A response for a connection on which no request of HTTP is served."""
+    head = b"".join(b"%b: %b\r\n" % pair for pair in response.raw_headers)
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (
+        response.status_code,
+        HTTPStatus(response.status_code).phrase.encode(),
+        head,
+        bytes(response.body),
+    )
+
+
+class _Upgrading(HttpToolsProtocol):
+    """Hands a connection over to WebSocket, unless there are too many."""
+
+    _surplus = False
+
+    def handle_websocket_upgrade(self) -> None:
+        if self._surplus:
+            self.transport.write(_raw(respond(_OVERLOADED, self._path(), {"Connection": "close"})))
+            self.transport.close()
+        else:
+            super().handle_websocket_upgrade()
+
+    def _path(self) -> str:
+        return self.url.partition(b"?")[0].decode("ascii", "replace")
 
 
 def _protocol(connections: int) -> type[asyncio.Protocol]:
     """Uvicorn's protocol with our bounds; a class for each limit, because uvicorn makes the instances."""
 
-    class BoundedProtocol(HttpToolsProtocol):
+    class BoundedProtocol(_Upgrading):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._served = self.app
@@ -221,9 +257,6 @@ def _protocol(connections: int) -> type[asyncio.Protocol]:
             super().on_message_complete()
             self._in_head = True
             self._head_bytes = 0
-
-        def _path(self) -> str:
-            return self.url.partition(b"?")[0].decode("ascii", "replace")
 
         def _await_head(self) -> None:
             self._head_timer = self.loop.call_later(HEAD_S, self._head_late)
