@@ -169,7 +169,7 @@ class _Drive:
         self._told = False  # whether the log has the response at hand from an earlier attempt
         self._resumed: ModelResponse | None = None  # the response that an earlier attempt ended with
         self._stream: AgentStream[Any, Any] | None = None  # the response that is being shown
-        self._restarts = Restarts(adapter.guard.limits.restarts, ctx.deadline)
+        self._restarts = Restarts(adapter.guard.limits.restarts if ctx.retracts else 0, ctx.deadline)
 
     async def drive(self) -> None:
         """From the input, or the checkpoint, to the result; a failure is kept, a cancellation passes."""

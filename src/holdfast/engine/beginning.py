@@ -65,4 +65,5 @@ def context_of(claim: Claim, history: list[HistoryEntry], first_part: int, deadl
         instructions=claim.spec.instructions,
         metadata=claim.spec.metadata,
         probe=probe,
+        retracts=claim.spec.retracts,
     )

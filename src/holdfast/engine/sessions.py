@@ -56,6 +56,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     idempotency_key: str = ""
     trace: str = ""
     context: list[Message] = []
+    retracts: bool = True  # whether who reads its answer can take back what was shown
     listens: bool = False  # the request that makes it waits for its end, and nobody else is known to
 
 
@@ -322,9 +323,10 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
         rehearsal=agent.rehearsal,
         kind=agent.kind,
         context=request.context,
+        retracts=request.retracts,
     )
 
 
 def _body_hash(request: StartRequest) -> str:
-    asked = msgspec.structs.replace(request, idempotency_key="", trace="", listens=False)
+    asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()

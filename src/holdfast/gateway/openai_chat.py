@@ -1,7 +1,8 @@
 """/v1/chat/completions and /v1/models: OpenAI's forms over the same log.
 
-A chat completion cannot take text back and cannot be resumed. So an attempt that is discarded after its text was
-shown ends the stream with an error, and a client that leaves stops its run unless it asked otherwise.
+A streamed chat completion cannot take text back and cannot be resumed. So its run begins no answer anew, an attempt
+that is discarded all the same (its worker died) ends the stream with an error, and a client that leaves stops its run
+unless it asked otherwise.
 """
 
 from __future__ import annotations
@@ -253,6 +254,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
             protocol="openai.chat",
             idempotency_key=idempotency_key(request),
             trace=trace_of(request),
+            retracts=not body.stream,
             listens=True,
         ),
     )

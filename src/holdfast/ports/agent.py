@@ -168,6 +168,7 @@ class RunContext:
         instructions: str,
         metadata: dict[str, Any],
         probe: Probe,
+        retracts: bool = True,
     ) -> None:
         """Hold the values as they are.
 
@@ -186,7 +187,9 @@ class RunContext:
             instructions: A system message that holds for this run only, or "".
             metadata: The caller's own values.
             probe: Where models and tools say what they are doing.
+            retracts: Whether the run's first reader can take back text that it has shown.
         """
+        self.retracts = retracts
         self.key = key
         self.session = session
         self.attempt = attempt

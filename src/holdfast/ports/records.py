@@ -56,6 +56,7 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     rehearsal: bool = False
     kind: str = ""  # of the agent's native history
     context: list[Message] = []  # what was said before `input`, where the client and not the session knows it
+    retracts: bool = True  # whether its first reader can take back text that it has shown
 
 
 class Limits(msgspec.Struct, frozen=True):
