@@ -181,7 +181,7 @@ class Site:
             self.model.app.stats = self.stats
             settings = Settings(**{"model_url": self.model.url, **self._settings})
             runtime = _Runtime(settings, self._specs, log=Log(stream=self.lines))
-            with mock.patch("holdfast.app.runtime.SqliteStore", store):
+            with mock.patch("holdfast.stores.opening.SqliteStore", store):
                 self.runtime = await runtime.__aenter__()
             try:
                 async with httpx2.AsyncClient(base_url=self.url, timeout=END_S) as self.http:
