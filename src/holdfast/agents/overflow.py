@@ -30,6 +30,7 @@ from holdfast.models.scope import current_scope
 from holdfast.ports.agent import Degraded, ModelRequested, ModelRetried
 
 KEEP: Final = 0.4  # of the size that was refused
+_QUESTIONS: Final = 2
 NO_CHUNK: Final = "ended without content"  # pydantic-ai's words for a stream that had no chunk at all
 # Servers that say it in words which pydantic-ai does not know: llama.cpp's, LM Studio's, and others behind gateways.
 _TYPES: Final = frozenset({"exceed_context_size_error"})
@@ -127,9 +128,8 @@ class CompactingModel(WrapperModel):
             return error
         await _tell_retry("empty_stream", self.model_name)
         one = cast(ModelSettings, {**(settings or {}), "max_tokens": 1, "max_retries": 0})
-        for _ in range(
-            2
-        ):  # such a server drops the connection behind its refusal, which may be in the pool again by then
+        # Twice: such a server drops the connection behind its refusal, which may be in the pool again by then.
+        for _ in range(_QUESTIONS):
             try:
                 async with asyncio.timeout(guard.limits.first_content_s):
                     await guard.wrapped.request(sent, one, given)
