@@ -1,13 +1,14 @@
 """P4 and document 4: a new prompt never waits for an old one, whatever the old one is doing."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.supervision.conftest import Serve
-from tests.supervision.support import STOP_BLOCKED_S, STOP_S, Follower, began, kinds, settled
+from tests.supervision.support import STOP_BLOCKED_S, STOP_S, Follower, began, settled
 from tests.system.support import System, full, table, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(400, 120))]
@@ -15,24 +16,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(400, 120))]
 BUSY_S = full(0.0, 1.0)  # what a busy machine may take from the start to the first token; at full size it shall be idle
 
 
-def _asks_model(system: System, a: Follower, before: int) -> None:
-    until(lambda: system.model.stats()["requests"] > before, "the model has the request")
+Before = Callable[[str], int]  # how often a tool had begun, or with "" how many requests the model had
 
 
-def _streams(system: System, a: Follower, before: int) -> None:
+def _asks_model(system: System, a: Follower, before: Before) -> None:
+    until(lambda: system.model.stats()["requests"] > before(""), "the model has the request")
+
+
+def _streams(system: System, a: Follower, before: Before) -> None:
     until(lambda: "t5 " in a.said(), "text is shown")
 
 
-def _in(tool: str, pause_s: float = 0.0) -> Callable[[System, Follower, int], None]:
-    def reach(system: System, a: Follower, before: int) -> None:
-        began(system, tool, len(system.journal(tool)) + (0 if "tool.called" in kinds(a.events) else 1))
+def _in(tool: str, pause_s: float = 0.0) -> Callable[[System, Follower, Before], None]:
+    def reach(system: System, a: Follower, before: Before) -> None:
+        began(system, tool, before(tool) + 1)
         time.sleep(pause_s)
 
     return reach
 
 
 # A's phase: its script, how to see that it is there, B's bound, whether A costs the worker
-PHASES: dict[str, tuple[str, Callable[[System, Follower, int], None], float, bool]] = {
+PHASES: dict[str, tuple[str, Callable[[System, Follower, Before], None], float, bool]] = {
     "before headers": ("!slow_headers for=60", _asks_model, STOP_S, False),
     "before the first token": ("!first_token delay=60", _asks_model, STOP_S, False),
     "mid-stream": ("!tokens n=100000 rate=50", _streams, STOP_S, False),
@@ -74,9 +78,10 @@ def kills_left(system: System) -> int:
 
 
 def _supersede(system: System, name: str, script: str, reach: Any, session: str) -> tuple[float, float]:
-    before = system.model.stats()["requests"]
+    requests = system.model.stats()["requests"]
+    tools = Counter(e["tool"] for e in system.journal() if e["what"] == "began")
     a = Follower(system, system.run(script, session=session))
-    reach(system, a, before)
+    reach(system, a, lambda tool: tools[tool] if tool else requests)
     asked = time.monotonic()
     b = Follower(system, system.run("!tokens n=3 rate=100", session=session))
     first = b.until("text.delta") - asked

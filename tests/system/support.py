@@ -325,11 +325,11 @@ class System:
         record = self.end(self.run(f"!say {text}", session=session))
         assert (record["state"], record["output"]) == ("completed", text), record
 
-    def journal(self, tool: str) -> list[dict[str, Any]]:
-        """What happened to a tool, by its own account."""
+    def journal(self, tool: str = "") -> list[dict[str, Any]]:
+        """What happened to a tool, or to all of them, by their own account."""
         path = self.directory / "journal.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [entry for entry in map(json.loads, lines) if entry["tool"] == tool]
+        return [entry for entry in map(json.loads, lines) if not tool or entry["tool"] == tool]
 
 
 def check_log(events: list[dict[str, Any]], after: int = 0) -> None:
