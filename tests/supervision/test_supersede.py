@@ -74,7 +74,8 @@ def test_the_first_token_of_b_comes_soon_in_each_phase_of_a(serve: Serve, figure
 
 def kills_left(system: System) -> int:
     """More than three replacements in a minute make the next one wait, on purpose."""
-    return 3 - system.server.log().count("worker_killed")
+    log = system.server.log()
+    return 3 - log.count("worker_killed") - log.count("worker_tired")
 
 
 def _supersede(system: System, name: str, script: str, reach: Any, session: str) -> tuple[float, float]:
