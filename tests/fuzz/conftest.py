@@ -6,6 +6,7 @@ import httpx2
 import pytest
 
 from tests.history.site import Site
+from tests.system.support import until
 
 
 @pytest.fixture(scope="package")
@@ -25,4 +26,6 @@ def active(http: httpx2.Client) -> str:
     """A run that works in session `busy`, and that no refused request may disturb."""
     made = http.post("/api/runs", json={"input": "work", "session": "busy", "agent": "hold"})
     assert made.status_code == 201, made.text
+    path = f"/api/runs/{made.json()['id']}"
+    until(lambda: http.get(path).json()["state"] == "running", "it works")
     return made.json()["id"]
