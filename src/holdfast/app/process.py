@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
 
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, Pieces, write_line
-from holdfast.config import Settings
+from holdfast.config import SECRETS, Settings
 from holdfast.engine.blame import BlameBoard
 from holdfast.ports.agent import AgentInfo
 
@@ -38,7 +38,7 @@ class WorkerProcess:
         self._pieces = Pieces()
         self._start(inherited)
         self._reader = LineReader(self.reports, self._take, self.ended.set)
-        self.say({"order": "configure", "settings": settings.model_dump(), "specs": list(specs)})
+        self.say({"order": "configure", "settings": settings.model_dump(exclude=set(SECRETS)), "specs": list(specs)})
 
     def _start(self, inherited: Sequence[int]) -> None:
         """Start the process; where that fails, nothing is left open."""
@@ -60,6 +60,7 @@ class WorkerProcess:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", "holdfast.app.child", *map(str, theirs_to_keep)],
                 pass_fds=theirs_to_keep,
+                env=_without_secrets(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
             )
@@ -128,3 +129,9 @@ class WorkerProcess:
                     waiter.set_result(report["found"])
             case _:
                 pass
+
+
+def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of whoever runs user code: without what lets people in."""
+    hidden = {f"HOLDFAST_{name.upper()}" for name in SECRETS}
+    return {name: value for name, value in environ.items() if name not in hidden}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from holdfast import __version__
 from holdfast.aio import Owner
+from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.observing import end, observe
 from holdfast.app.readiness import Readiness
@@ -104,7 +104,7 @@ class Runtime:
 
     async def _start(self) -> None:
         settings = self.settings
-        _refuse_strangers(settings)
+        self.access = make_access(settings, self.log)
         _refuse_lonely(settings)
         works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
         self._stack.push_async_callback(end, observe(settings, self.log, works=works))
@@ -153,6 +153,7 @@ class Runtime:
             version={"version": __version__},
             ready=ready,
             startup=lambda: {"started": True, "phases": self.phases},
+            access=self.access,
         )
         self.server = Server(self.app, settings.host, settings.port, connections=settings.connections, log=self.log)
         await self.server.start()
@@ -183,29 +184,6 @@ def _refuse_lonely(settings: Settings) -> None:
             f"cannot start: --no-worker needs a store that workers elsewhere share, and --store is {settings.store}; "
             "give --store redis://host:port/db, and start `holdfast worker` with the same"
         )
-
-
-def _refuse_strangers(settings: Settings) -> None:
-    """Without API keys nobody but this machine may be let in, and no profile that promises more may start."""
-    if settings.profile != "dev":
-        raise StartError(
-            f"cannot start: profile {settings.profile} needs API keys, which this version does not have; "
-            "use --profile dev on a loopback address"
-        )
-    if not _is_loopback(settings.host):
-        raise StartError(
-            f"cannot start: without API keys only loopback is served, and --host is {settings.host}; "
-            "use 127.0.0.1, and let a proxy that authenticates stand before it"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Phase:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 CONFIG_FILE = "holdfast.toml"
 _ENV_PREFIX = "HOLDFAST_"
@@ -22,6 +22,9 @@ _ENV_PREFIX = "HOLDFAST_"
 _ENV_OTHERS = frozenset(
     {"HOLDFAST_URL", "HOLDFAST_API_KEY", "HOLDFAST_MODEL_KEY", "HOLDFAST_MODEL_FALLBACK_KEY", "HOLDFAST_FULL"}
 )
+
+
+SECRETS = frozenset({"api_keys", "jwt_secret"})  # for the gateway alone: never shown, never given to a worker
 
 
 class SettingsError(Exception):
@@ -49,6 +52,18 @@ class Settings(BaseModel):
     model: str = ""
     model_url: str = ""
     log_format: Literal["logfmt", "json"] = "logfmt"
+
+    api_keys: SecretStr = SecretStr("")
+    api_keys_file: str = ""
+    jwt_secret: SecretStr = SecretStr("")
+    jwks_url: str = ""
+    jwt_audience: str = ""
+    jwt_issuer: str = ""
+    jwt_leeway_s: float = Field(30, ge=0, le=600)
+    cors_origins: str = ""
+    tenant_requests: int = Field(0, ge=0)
+    tenant_rate_per_s: float = Field(0, ge=0)
+    tenant_burst: int = Field(20, ge=1)
 
     run_deadline_s: float = Field(600, gt=0, le=604_800)
     queue_timeout_s: float = Field(30, gt=0)
@@ -199,5 +214,6 @@ def _explain(error: pydantic.ValidationError, source: Mapping[str, str]) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown setting {shown} ({origin}); remove it, or see docs/settings.md for the names")
         else:
-            lines.append(f"setting {shown} ({origin}) is {item['input']!r}: {item['msg'].lower()}")
+            value = "of the wrong kind" if key in SECRETS else repr(item["input"])
+            lines.append(f"setting {shown} ({origin}) is {value}: {item['msg'].lower()}")
     return "; ".join(lines)

@@ -25,6 +25,7 @@ class Entry(NamedTuple):
 CATALOGUE: Final[dict[str, Entry]] = {
     "unauthorized": Entry(401, False, "send Authorization: Bearer <api key or JWT>"),
     "forbidden_origin": Entry(403, False, "call the server by a loopback name, or give it API keys"),
+    "forbidden_scope": Entry(403, False, "use a key or a token with that scope"),
     "unknown_run": Entry(404, False, "check the run id; GET /api/runs lists yours"),
     "unknown_session": Entry(404, False, "check the session id; GET /api/sessions lists yours"),
     "unknown_agent": Entry(404, False, "name one of the served agents; GET /v1/models lists them"),

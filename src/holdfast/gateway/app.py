@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway import events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
+from holdfast.gateway.access import Access
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
 from holdfast.gateway.routes import Handler, Operation
 from holdfast.telemetry import Log
+
+_PREFLIGHT_S = 600
+# What a page of another origin may read of an answer; the rest its browser hides from it.
+_EXPOSED = ("X-Run-Id", "Location", "Retry-After", "Idempotent-Replayed", "X-Holdfast-Rehearsal")
 
 OPERATIONS: tuple[Operation, ...] = (
     *runs.OPERATIONS,
@@ -34,12 +40,21 @@ OPERATIONS: tuple[Operation, ...] = (
 class GatewayApp:
     """The ASGI app, and the end of it."""
 
-    def __init__(self, gate: Gate, *, keyless: bool) -> None:
+    def __init__(self, gate: Gate) -> None:
         """Route every operation to its handler, behind the guard."""
         self._gate = gate
         gate.description = openapi.describe(OPERATIONS, str(gate.version.get("version", "")))
         self._router = Router(_routes(gate), redirect_slashes=False)
-        self._guarded = Guard(self._route, gate.log, keyless=keyless)
+        self._guarded: ASGIApp = Guard(self._route, gate.log, gate.access, gate.limits)
+        if gate.access.origins:
+            self._guarded = CORSMiddleware(
+                self._guarded,
+                allow_origins=sorted(gate.access.origins),
+                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=_EXPOSED,
+                max_age=_PREFLIGHT_S,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one WebSocket."""
@@ -91,7 +106,7 @@ def create_app(
     version: dict[str, Any],
     ready: Callable[[], Awaitable[dict[str, Any]]],
     startup: Callable[[], dict[str, Any]] | None = None,
-    keyless: bool = True,
+    access: Access | None = None,
 ) -> GatewayApp:
     """Make the gateway.
 
@@ -102,10 +117,13 @@ def create_app(
         version: Answered by /version: at least `version`.
         ready: Answers `{"ready": bool, "parts": {name: {"ok": bool, "why": str}}}`; it may hang or raise.
         startup: Answers `{"started": bool, "phases": [...]}`, without waiting.
-        keyless: Whether there are no API keys, so that only loopback names are served.
+        access: Who may enter; made of the settings where it is not given.
+
+    Raises:
+        BadKeys: It has to be made, and the keys of the settings cannot be read.
     """
     started = startup or (lambda: {"started": True, "phases": []})
-    return GatewayApp(Gate(sessions, settings, log, version, ready, started), keyless=keyless)
+    return GatewayApp(Gate(sessions, settings, log, version, ready, started, access or Access(settings, log)))
 
 
 def _routes(gate: Gate) -> list[Route]:

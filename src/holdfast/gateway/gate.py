@@ -14,7 +14,9 @@ from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason
 from holdfast.engine.gauges import loop_facts
 from holdfast.engine.sessions import Sessions
+from holdfast.gateway.access import Access
 from holdfast.gateway.checks import Check
+from holdfast.gateway.limits import TenantLimits
 from holdfast.telemetry import Log, WorkersTotals
 
 _STOP_TRIES = 10
@@ -45,12 +47,15 @@ class Gate:
         version: dict[str, Any],
         ready: Callable[[], Awaitable[dict[str, Any]]],
         startup: Callable[[], dict[str, Any]],
+        access: Access,
     ) -> None:
         self.sessions = sessions
         self.settings = settings
         self.log = log
         self.version = version
         self.startup = startup
+        self.access = access
+        self.limits = TenantLimits(settings.tenant_requests, settings.tenant_rate_per_s, settings.tenant_burst)
         self.owner = Owner(self._failed)
         self.ready = Check(self.owner, "ready", ready)
         self.store = Check(self.owner, "store", sessions.health)

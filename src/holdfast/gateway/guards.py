@@ -1,8 +1,8 @@
-"""What a request passes before its handler: Host and Origin where there are no keys, and the last net for errors.
+"""What a request passes before its handler: who it is from, its tenant's limits, and the last net for errors.
 
 Without keys the server trusts whoever reaches it on loopback, and a browser reaches it on behalf of any page. So a
 page of a foreign origin is refused, and so is a Host that is not a loopback name: that is how DNS rebinding makes a
-foreign page look like one of ours.
+foreign page look like one of ours. With keys neither matters: no browser sends a key that a page did not give it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.domain.errors import HoldfastError
+from holdfast.gateway.access import OPEN, Access, check_scope, remember, scope_of
 from holdfast.gateway.bodies import ClientGone
+from holdfast.gateway.limits import TenantLimits
 from holdfast.gateway.problems import from_http, respond, unexpected
 from holdfast.gateway.requests import TRACEPARENT
 from holdfast.telemetry import Log
@@ -27,13 +30,14 @@ _STARTS = ("http.response.start", "websocket.accept")
 
 
 class Guard:
-    """Refuses foreign hosts and origins; turns what a handler did not foresee into a problem and a log line."""
+    """Refuses strangers; turns what a handler did not foresee into a problem and a log line."""
 
-    def __init__(self, app: ASGIApp, log: Log, *, keyless: bool) -> None:
-        """Wrap the routed app; `keyless` asks for the Host and Origin check."""
+    def __init__(self, app: ASGIApp, log: Log, access: Access, limits: TenantLimits) -> None:
+        """Wrap the routed app; without keys Host and Origin are checked."""
         self._app = app
         self._log = log
-        self._keyless = keyless
+        self._access = access
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one WebSocket; nothing is raised to the server but cancellation."""
@@ -51,9 +55,12 @@ class Guard:
         path, heard = scope["path"], Heard(scope)
         scope["app"] = self  # makes the router raise what it refuses, and not answer by itself
         try:
-            if self._keyless:
+            if self._access.keyless:
                 check_local(Headers(scope=scope))
-            await self._app(scope, receive, sending)
+            if scope["type"] == "http" and path not in OPEN:
+                await self._admitted(scope, receive, sending)
+            else:  # a socket asks by itself, once it can say by its close code why not
+                await self._app(scope, receive, sending)
         except ClientGone:
             return
         except HoldfastError as error:
@@ -68,6 +75,14 @@ class Guard:
         finally:
             if scope["type"] == "http":  # a socket has no duration that says anything; what it does is in its runs
                 heard.tell(self._log)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        who = await self._access.admit(HTTPConnection(scope))
+        check_scope(who, scope_of(scope["method"]))
+        remember(scope, who)
+        self._limits.take(who.tenant)
+        with self._limits.under_way(who.tenant):
+            await self._app(scope, receive, send)
 
 
 class Heard:

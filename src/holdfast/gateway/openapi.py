@@ -17,8 +17,17 @@ from holdfast.gateway.problems import OPENAI_PREFIX, PROBLEM_TYPE, OpenAIError, 
 from holdfast.gateway.routes import Answer, Operation, answer
 
 JSON_TYPE = "application/json"
-_EVERYWHERE = ("forbidden_origin", "internal", "store_unavailable", "overloaded")
+_EVERYWHERE = (
+    "unauthorized",
+    "forbidden_origin",
+    "forbidden_scope",
+    "rate_limited",
+    "internal",
+    "store_unavailable",
+    "overloaded",
+)
 _WITH_BODY = ("body_too_large", "invalid_request")
+_SCHEMES = {"bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a JWT"}}
 _REF = "#/components/schemas/{name}"
 
 
@@ -44,7 +53,8 @@ def describe(operations: Iterable[Operation], version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "security": [{}, {"bearer": []}],  # none where the server has no keys
+        "components": {"schemas": components, "securitySchemes": _SCHEMES},
     }
 
 

@@ -88,6 +88,8 @@ def respond(error: HoldfastError, path: str, headers: dict[str, str] | None = No
         sent["Retry-After"] = str(error.fields["retry_after_s"])
     elif error.status == 503:
         sent["Retry-After"] = "1"
+    if error.code == "unauthorized":
+        sent["WWW-Authenticate"] = 'Bearer realm="holdfast"'
     if error.code == "upgrade_required":
         sent |= {"Upgrade": "websocket", "Connection": "Upgrade"}
     if error.code == "body_too_large":

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from starlette.requests import HTTPConnection, Request
 
-from holdfast.domain.ids import ID_PATTERN, LOCAL_TENANT, RunKey
+from holdfast.domain.ids import ID_PATTERN, RunKey
+from holdfast.gateway.access import identity_of
 from holdfast.gateway.bodies import check_id
 from holdfast.gateway.problems import invalid
 from holdfast.gateway.routes import Query
@@ -29,11 +30,8 @@ TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def tenant_of(request: HTTPConnection) -> str:
-    """Whose runs a request or a socket may see.
-
-    Without keys everybody on loopback is one tenant; Authorization is ignored.
-    """
-    return LOCAL_TENANT
+    """Whose runs an admitted request may see."""
+    return identity_of(request).tenant
 
 
 def run_key(request: Request) -> RunKey:

@@ -13,6 +13,7 @@ They belong to the gateway and not to the socket: what a client asked for is don
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from typing import Any, assert_never
 
@@ -23,11 +24,12 @@ from holdfast.aio import Owner
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import OnDisconnect
+from holdfast.gateway.access import LOCAL, READ, RUN, check_scope
 from holdfast.gateway.bodies import check_input
 from holdfast.gateway.events import Offset
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import invalid, unexpected
-from holdfast.gateway.requests import tenant_of, trace_of
+from holdfast.gateway.requests import trace_of
 from holdfast.gateway.runs import BY, made, start_request
 from holdfast.gateway.views import run_view
 from holdfast.gateway.ws_follow import Follower, within_limit
@@ -55,6 +57,7 @@ from holdfast.ports.store import RunRecord, Status
 Operation = Start | Subscribe | Unsubscribe | Stop | Steer
 
 PATH = "/api/ws"
+_KEY_S = 1.0
 BAD_FRAMES_MAX = 16  # one after another; the next one closes the socket
 
 
@@ -68,6 +71,7 @@ class Socket:
         self._wire = Wire(scope, receive, send, lambda: self._follower.where())
         self._owner = Owner(self._failed)
         self._follower = Follower(gate, self._wire, self._owner)
+        self._who = LOCAL
         self._tenant = ""
         self._trace = ""
         self._numbers = count(1)
@@ -79,11 +83,12 @@ class Socket:
         wire = self._wire
         try:
             await wire.accept(offered(self._scope["subprotocols"]))
-            self._know()
+            await self._know()
             self._gate.attach(self)
-            await wire.serve(self._talk())
+            with self._gate.limits.under_way(self._tenant):
+                await wire.serve(self._talk())
         except HoldfastError as error:
-            wire.end(1008, f"{error.code}: {error.detail}")
+            wire.end(1013 if error.retryable else 1008, f"{error.code}: {error.detail}")
         except OSError:  # what a server raises for a client that has gone
             wire.left = True
         except Exception as error:  # noqa: BLE001 - the outer edge of a socket: logged, then said by its close code
@@ -96,15 +101,20 @@ class Socket:
         """End it now, because the server ends: its client resumes elsewhere, or later."""
         self._wire.end(1013, f"draining; {self._follower.where()}", left=False)
 
-    def _know(self) -> None:
+    async def _know(self) -> None:
         """Who is there, and what it wants to see; raises where it may not."""
         connection = HTTPConnection(self._scope)
-        self._tenant = tenant_of(connection)
+        self._gate.access.check_origin(connection.headers)
+        self._who = await self._gate.access.admit(connection)
+        check_scope(self._who, READ)
+        self._tenant = self._who.tenant
         self._trace = trace_of(connection)
         self._follower.view = check_view(connection.query_params.get("view", "log"))
 
     async def _talk(self) -> None:
         await self._wire.write([await self._ready()])
+        if not self._gate.access.keyless:
+            _ = self._owner.spawn(self._watch_key(), "ws key")
         while (message := await self._wire.read()) is not None:
             try:
                 await self._take(message)
@@ -130,6 +140,12 @@ class Socket:
             self._operations.add(id(found))
             _ = self._gate.owner.spawn(self._operate(found, next(self._numbers)), f"ws {_name(found)}")
 
+    async def _watch_key(self) -> None:
+        """End the socket when its token ends, or its key is withdrawn: it could start runs for ever otherwise."""
+        while not (why := self._gate.access.ended(self._who)):  # noqa: ASYNC110 - nothing tells of time that passes
+            await asyncio.sleep(_KEY_S)
+        self._wire.end(1008, f"unauthorized: {why}; {self._follower.where()}")
+
     async def _ready(self) -> bytes:
         gate, settings = self._gate, self._gate.settings
         found, why = await gate.ready.answer()
@@ -142,7 +158,7 @@ class Socket:
                 "protocol": SUBPROTOCOL,
                 "version": gate.version.get("version"),
                 "view": self._follower.view,
-                "subject": self._tenant,
+                "subject": self._who.subject,
                 "takes_runs": takes,
                 "why": None if takes else (why or "; ".join(missing) or "not ready"),
                 "agents": [agent.name for agent in gate.sessions.agents()],
@@ -180,6 +196,9 @@ class Socket:
 
     async def _perform(self, asked: Operation, number: int) -> None:
         gate = self._gate
+        if not isinstance(asked, Subscribe | Unsubscribe):
+            check_scope(self._who, RUN)
+        gate.limits.take(self._tenant)
         match asked:
             case Start():
                 await self._start(asked, number)
