@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from holdfast.telemetry.spans import Spans
 
 CLOSE_S: Final = 2.0
+LOOK_S: Final = 0.3
+_STATES: Final = {"making": "not made yet", "dead": "not to be had, a line telemetry_failed says why"}
 _SAY_EVERY_S: Final = 60.0
 _TRACE_MAX: Final = 4000
 _TRACER: Final = "tracer"
@@ -51,6 +53,16 @@ def observe(settings: Settings, log: Log, *, works: bool = True) -> Telemetry:
     telemetry = Telemetry(Totals(), pumps, content=content)
     log.telemetry = telemetry
     return telemetry
+
+
+async def look_at_sinks(log: Log) -> str:
+    """Which sinks could not be made, or were not within `LOOK_S`; tracing is optional, so that nothing fails for it."""
+    until = time.monotonic() + LOOK_S
+    pumps = log.telemetry.pumps
+    while any(pump.state == "making" for pump in pumps) and time.monotonic() < until:  # noqa: ASYNC110 - threads
+        await asyncio.sleep(0.01)
+    missing = [f"{pump.name} is {_STATES[pump.state]}" for pump in pumps if pump.state in _STATES]
+    return f"{'; '.join(missing)}; traces are lost, runs are not" if missing else ""
 
 
 async def end(telemetry: Telemetry, limit_s: float = CLOSE_S) -> None:

@@ -67,9 +67,10 @@ class Readiness:
         now = time.monotonic()
         if self._model is None or now >= self._model[0]:
             reached = await probe_model(self._upstream)
-            part: dict[str, Any] = {"ok": reached.reachable, "detail": reached.detail, "rehearsal": reached.rehearsal}
-            if not reached.reachable:
-                part["why"] = f"no model at {self._upstream}: {reached.detail}"
-            self._model = (now + (_GOOD_FOR_S if reached.reachable else _BAD_FOR_S), {**part, "at": time.time()})
+            why = reached.problem(self._upstream)
+            part: dict[str, Any] = {"ok": not why, "detail": reached.detail, "rehearsal": reached.rehearsal}
+            if why:
+                part["why"] = why
+            self._model = (now + (_BAD_FOR_S if why else _GOOD_FOR_S), {**part, "at": time.time()})
         part = self._model[1]
         return {**{k: v for k, v in part.items() if k != "at"}, "age_s": round(time.time() - part["at"], 1)}

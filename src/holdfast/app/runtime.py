@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from holdfast import __version__
 from holdfast.aio import Owner
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
-from holdfast.app.observing import end, observe
+from holdfast.app.observing import end, look_at_sinks, observe
 from holdfast.app.readiness import Readiness
 from holdfast.app.remote import RemoteWorkers
+from holdfast.app.startup import Startup
 from holdfast.app.supervisor import Supervisor
+from holdfast.app.trial import LOAD_S, try_agents
+from holdfast.app.upstream import find_model
 from holdfast.config import Settings
 from holdfast.engine.reaper import Reaper
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway.app import GatewayApp, create_app
-from holdfast.gateway.server import BindError, Server
+from holdfast.gateway.server import Server
 from holdfast.ports.agent import Agent, AgentInfo
-from holdfast.stores.opening import OpenStore, StoreError, open_store
+from holdfast.stores.opening import OpenStore, open_store
 from holdfast.stores.sqlite.connect import MEMORY
 from holdfast.telemetry import Log
 
 if TYPE_CHECKING:
     from holdfast.app.threads import WorkerThread
+
+
+STORE_S: Final = 15.0
+MODELS_S: Final = 8.0
+_SHORT_S: Final = 5.0
+_READY_S: Final = 15.0
+_LOOK_S: Final = 2.0  # between two looks for a model that was missing at the start
 
 
 class Runtime:
@@ -47,7 +58,8 @@ class Runtime:
         self._given = list(agents)
         self._stack = AsyncExitStack()
         self._owner = Owner(self._task_failed)
-        self.phases: list[dict[str, Any]] = []
+        self.startup = Startup(self.log)
+        self._works = False
         self.store: OpenStore
         self.sessions: Sessions
         self.app: GatewayApp
@@ -62,11 +74,8 @@ class Runtime:
         """
         try:
             await self._start()
-        except BaseException as error:
+        except BaseException:
             await self._stack.aclose()
-            if isinstance(error, (StoreError, BindError)):
-                remedy = f"; {error.remedy}" if isinstance(error, BindError) else ""
-                raise StartError(f"cannot start: {error}{remedy}") from error
             raise
         return self
 
@@ -103,22 +112,61 @@ class Runtime:
         await self.worker.stop_all()
 
     async def _start(self) -> None:
+        """Every phase that can run, then the report of those that failed."""
+        start, own = self.startup.run, ("settings",)
+        await start("settings", self._settle_settings, limit_s=_SHORT_S)
+        await start("store", self._open_store, needs=own, limit_s=STORE_S, tries=3)
+        await start("models", partial(find_model, self.settings), needs=own, limit_s=MODELS_S, tries=2)
+        await start("tools", self._start_tools, needs=own, limit_s=LOAD_S + _SHORT_S)
+        await start("telemetry", partial(look_at_sinks, self.log), needs=own, limit_s=_SHORT_S)
+        await start("recovery", self._recover, needs=("store", "tools"), limit_s=_SHORT_S)
+        self._judge()
+        await start("ready", self._start_gateway, needs=("store", "tools", "recovery"), limit_s=_READY_S)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Raise what is to end this start. Only a model that is not there yet, in dev, is waited for."""
+        startup = self.startup
+        waits = self.settings.profile == "dev" and [found.phase for found in startup.failed] == ["models"]
+        if not waits:
+            startup.check()
+
+    async def _settle_settings(self) -> None:
         settings = self.settings
         self.access = make_access(settings, self.log)
-        _refuse_lonely(settings)
-        works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
-        self._stack.push_async_callback(end, observe(settings, self.log, works=works))
-        with self._phase("store"):
-            self.store = await open_store(settings.store, own=True, say=self.log.write)
-            self._stack.push_async_callback(self.store.close)
-        with self._phase("worker"):
-            await self._start_worker(works=works)
-        with self._phase("recovery"):
-            self._stack.push_async_callback(self._owner.close, 1.0)
-            unanswered = self.worker.unanswered if isinstance(self.worker, Supervisor) else None
-            _ = self._owner.spawn(Reaper(self.store, settings, self.log, unanswered).run(), "reaper")
-        with self._phase("gateway"):
-            await self._start_gateway()
+        refuse_lonely(settings)
+        self._works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
+        self._stack.push_async_callback(end, observe(settings, self.log, works=self._works))
+
+    async def _open_store(self) -> None:
+        self.store = await open_store(self.settings.store, own=True, say=self.log.write)
+        self._stack.push_async_callback(self.store.close)
+
+    async def _start_tools(self) -> None:
+        """Load the agents and start the worker that runs them; without a store, only see whether they load."""
+        if self.startup.ok("store"):
+            await self._start_worker(works=self._works)
+        elif self.settings.worker and not self._works:
+            await try_agents(self.settings, self._specs)
+
+    async def _recover(self) -> None:
+        """See to it that what a former process left behind is ended or goes on."""
+        self._stack.push_async_callback(self._owner.close, 1.0)
+        unanswered = self.worker.unanswered if isinstance(self.worker, Supervisor) else None
+        _ = self._owner.spawn(Reaper(self.store, self.settings, self.log, unanswered).run(), "reaper")
+
+    async def _until_model(self) -> None:
+        """Refuse runs until the model that was missing at the start has been there once."""
+        while True:
+            try:
+                await find_model(self.settings)
+            except StartError as error:
+                self.sessions.missing = f"models: {error}"
+            else:
+                self.sessions.missing = ""
+                self.startup.mend("models")
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _start_worker(self, *, works: bool) -> None:
         """`works`: on a thread of this process."""
@@ -152,10 +200,13 @@ class Runtime:
             self.log,
             version={"version": __version__},
             ready=ready,
-            startup=lambda: {"started": True, "phases": self.phases},
+            startup=self.startup.document,
             access=self.access,
         )
         self.server = Server(self.app, settings.host, settings.port, connections=settings.connections, log=self.log)
+        if not self.startup.ok("models"):
+            self.sessions.missing = self.startup.summary()
+            _ = self._owner.spawn(self._until_model(), "wait for the model")
         await self.server.start()
         self._stack.push_async_callback(self._close_gateway)
 
@@ -164,9 +215,6 @@ class Runtime:
         self.sessions.draining = True
         await self.worker.close(self.drain_s)
         await self.server.stop()
-
-    def _phase(self, name: str) -> _Phase:
-        return _Phase(name, self.phases)
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self.log.write("task_failed", task=name, error=repr(error))
@@ -177,26 +225,10 @@ def drain_of(settings: Settings) -> float:
     return min(3.0, settings.drain_s) if settings.profile == "dev" else settings.drain_s
 
 
-def _refuse_lonely(settings: Settings) -> None:
+def refuse_lonely(settings: Settings) -> None:
     """A server without a worker needs a store that workers of other processes can reach."""
     if not settings.worker and urlsplit(settings.store).scheme == "sqlite":
         raise StartError(
             f"cannot start: --no-worker needs a store that workers elsewhere share, and --store is {settings.store}; "
             "give --store redis://host:port/db, and start `holdfast worker` with the same"
         )
-
-
-class _Phase:
-    """Times one phase of the start."""
-
-    def __init__(self, name: str, phases: list[dict[str, Any]]) -> None:
-        self._name = name
-        self._phases = phases
-        self._began = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        took = round((time.monotonic() - self._began) * 1000)
-        self._phases.append({"phase": self._name, "ok": kind is None, "duration_ms": took})

@@ -13,20 +13,26 @@ import uvloop
 
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
+from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.observing import own_logging
 from holdfast.app.remote import RemoteWorkers
 from holdfast.app.runtime import Runtime
 from holdfast.app.signals import Signals
+from holdfast.app.startup import Startup
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
+from holdfast.gateway.refusing import RefusingApp
+from holdfast.gateway.server import BindError, Server
 from holdfast.rehearsal import CannotListen, RehearsalServer
 from holdfast.stores.opening import shown
 from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 
 _POLL_S: Final = 3600.0
 _WATCH_S: Final = 5.0
+_START_S: Final = 180.0  # more than the limits of all phases
+_AGAIN_S: Final = 5.0  # between two tries of a start that failed
 REHEARSAL_MODEL: Final = "rehearsal"
 DEMO_AGENT: Final = "holdfast.agents.demo:agent"
 
@@ -60,8 +66,12 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
         if rehearsal:
             settings = await _rehearse(settings, stack)
             specs = [DEMO_AGENT]
-        runtime = await stack.enter_async_context(Runtime(settings, specs, log=log))
         signals = Signals()
+        runtime = await _until_started(settings, specs, log, signals, announce)
+        if runtime is None:
+            log.write("shutdown_done")
+            return 0
+        stack.push_async_exit(runtime)
         _announce(runtime, announce, rehearsal=rehearsal)
         broken = await _until_signal(signals, runtime)
         if broken:
@@ -75,6 +85,64 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
     log.write("shutdown_done")
     log.flush()
     return 1 if broken else 0
+
+
+async def _until_started(
+    settings: Settings, specs: Sequence[str], log: Log, signals: Signals, announce: Callable[[str], None]
+) -> Runtime | None:
+    """The runtime once it has started, or None after a signal.
+
+    In profile dev a start that fails is told to everybody who asks, and tried again: what is missing comes back, or its
+    mistake is corrected. What would be unsafe, or cannot be listened on, ends the start in every profile.
+    """
+    told = ""
+    while not signals.first.is_set():
+        try:
+            return await _start(Runtime(settings, specs, log=log), signals)
+        except StartError as error:
+            report = error.report
+            if settings.profile != "dev" or report is None or not report.ok("settings") or _reached(report, "ready"):
+                raise
+            if str(error) != told:
+                told = str(error)
+                announce(f"{told}\n  every request is refused, and the start tried again each {_AGAIN_S:.0f} s")
+                sys.stdout.flush()
+            await _refuse(settings, report, log, signals)
+    return None
+
+
+async def _start(runtime: Runtime, signals: Signals) -> Runtime | None:
+    """Start it, unless a signal comes first: what was started by then ends again."""
+    owner = Owner(lambda name, error: None)  # what the start raises is raised here
+    starting, told = owner.spawn(runtime.__aenter__(), "start"), owner.spawn(signals.first.wait(), "signal")
+    await asyncio.wait([starting, told], timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if starting.done():
+        return await starting
+    starting.cancel()
+    await asyncio.wait([starting], timeout=runtime.settings.drain_s + 20.0)
+    if not signals.first.is_set():
+        raise StartError(f"cannot start: not done within {_START_S:.0f} s, whatever the limits of its phases")
+    return None
+
+
+def _reached(report: Startup, phase: str) -> bool:
+    return any(found.phase == phase for found in report.findings)
+
+
+async def _refuse(settings: Settings, report: Startup, log: Log, signals: Signals) -> None:
+    """Answer everybody that the start failed, until it is to be tried again."""
+    keyless = make_access(settings, log).keyless
+    app = RefusingApp(settings, {"version": __version__}, report.document(), report.summary(), keyless=keyless)
+    server = Server(app, settings.host, settings.port, connections=settings.connections, log=log)
+    try:
+        await server.start()
+    except BindError as error:
+        raise StartError(f"cannot start: {error.detail}; {error.remedy}") from error
+    try:
+        await wait_event(signals.first, _AGAIN_S)
+    finally:
+        await server.stop()
 
 
 async def _until_signal(signals: Signals, runtime: Runtime) -> str:

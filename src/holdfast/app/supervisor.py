@@ -21,6 +21,7 @@ from holdfast.aio import Owner, settle
 from holdfast.app.errors import StartError
 from holdfast.app.guard import Guard
 from holdfast.app.process import WorkerProcess
+from holdfast.app.trial import until_ready
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import Activity
@@ -30,7 +31,6 @@ from holdfast.ports.store import STOP_TOPIC, RunStore
 from holdfast.telemetry import Log
 
 _TICK_S: Final = 0.1
-_READY_S: Final = 60.0
 _WORKING_S: Final = 15.0  # from the word to the first beat
 _UNANSWERED_STALL_S: Final = 1.0  # without a beat, once the reaper had to end a stopped run
 _STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits, or a write that may be one
@@ -114,7 +114,7 @@ class Supervisor:
         """
         self._guard.tend()
         process = self._spawn()
-        why = await self._until_ready(process)
+        why = await until_ready(process)
         if why:
             await self._discard(process)
             await self._guard.close()
@@ -356,7 +356,7 @@ class Supervisor:
             self._replaced.append(time.monotonic())
         process = await self._take_spare() or self._spawn()
         self._starting = process
-        why = await self._until_ready(process)
+        why = await until_ready(process)
         self._starting = None
         if self._has_closed():
             await self._discard(process)
@@ -390,17 +390,6 @@ class Supervisor:
         process = WorkerProcess(self._settings, self._specs, self._inherited)
         self._guard.watch(process.pid)
         return process
-
-    async def _until_ready(self, process: WorkerProcess) -> str:
-        """Why the process is of no use, or "" once it is ready."""
-        until = time.monotonic() + _READY_S
-        while not process.ready.is_set():
-            if process.exited():
-                return f"the worker process ended at start with code {process.code()}; its output says why"
-            if time.monotonic() > until:
-                return f"the worker process was not ready within {_READY_S:.0f} s"
-            await asyncio.sleep(0.01)
-        return process.failed
 
     async def _until_exited(self, process: WorkerProcess, limit_s: float) -> None:
         until = time.monotonic() + limit_s

@@ -7,7 +7,11 @@ from typing import Final, NamedTuple
 
 import httpx2
 
+from holdfast.app.errors import StartError
+from holdfast.config import Settings, model_key, upstream_url
+
 PROBE_S: Final = 3.0
+_REFUSED: Final = (401, 403)
 REHEARSAL_HEADER: Final = "x-holdfast-rehearsal"
 
 
@@ -17,17 +21,27 @@ class Reached(NamedTuple):
     Attributes:
         reachable: Whether a server answered at all, with whatever status.
         rehearsal: Whether it says that it is the rehearsal model.
+        refused: Whether it does not take our key.
         detail: What happened, in one line.
     """
 
     reachable: bool
     rehearsal: bool
     detail: str
+    refused: bool = False
+
+    def problem(self, url: str) -> str:
+        """Why no request would be answered there, with the remedy; "" where one may be."""
+        if not self.reachable:
+            return f"no model at {url}: {self.detail}; start it there, or correct --model-url"
+        if self.refused:
+            return f"the model's server at {url} refuses the key: {self.detail}; set HOLDFAST_MODEL_KEY"
+        return ""
 
 
-async def probe_model(url: str, key: str = "") -> Reached:
-    """Ask the server at `url` for its models, for at most 3 s: is it there, and is it the rehearsal model?"""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+async def probe_model(url: str) -> Reached:
+    """Ask the server at `url` for its models, for at most 3 s: is it there, does it take the key, is it rehearsing?"""
+    headers = {"Authorization": f"Bearer {model_key()}"}
     try:
         async with asyncio.timeout(PROBE_S), httpx2.AsyncClient(timeout=PROBE_S) as client:
             response = await client.get(f"{url.rstrip('/')}/models", headers=headers)
@@ -35,4 +49,17 @@ async def probe_model(url: str, key: str = "") -> Reached:
         return Reached(False, False, f"nothing answered at {url} in {PROBE_S:g} s")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
         return Reached(False, False, f"cannot reach {url}: {type(error).__name__}: {error}")
-    return Reached(True, REHEARSAL_HEADER in response.headers, f"{url} answered {response.status_code}")
+    detail, refused = f"{url} answered {response.status_code}", response.status_code in _REFUSED
+    return Reached(True, REHEARSAL_HEADER in response.headers, detail, refused)
+
+
+async def find_model(settings: Settings) -> str:
+    """See that the model's server is there; nothing to do where a provider's own client knows where it is.
+
+    Raises:
+        StartError: It cannot be reached, or refuses the key.
+    """
+    url = upstream_url(settings)
+    if url and settings.worker and (why := (await probe_model(url)).problem(url)):
+        raise StartError(why)
+    return ""

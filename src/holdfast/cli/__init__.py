@@ -24,6 +24,7 @@ def main() -> None:
 
 for _command in (
     _serve.serve,
+    _serve.check,
     _serve.worker,
     _serve.demo,
     _serve.rehearse,

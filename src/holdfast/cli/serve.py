@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -27,16 +29,28 @@ _AGENTS_ELSEWHERE = "--no-worker serves the agents and models of the workers: na
 _port = click.IntRange(0, 65535)
 
 
+_SERVED = (
+    click.argument("agents", nargs=-1, metavar="[[NAME=]MODULE:ATTR]..."),
+    click.option("--model", help="Model: NAME with --model-url, or provider:name. Replaces the agents' own."),
+    click.option("--model-url", help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1."),
+    click.option("--store", help="sqlite:///file (default sqlite:///holdfast.db) or another store's URL."),
+    click.option("--host", help="Address to listen on (default 127.0.0.1)."),
+    click.option("--port", type=_port, help="Port to listen on (default 8484)."),
+    click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev."),
+    click.option("--no-worker", "worker", is_flag=True, flag_value=False, default=None, help=_NO_WORKER),
+    click.option("--in-process", is_flag=True, default=None, help="Run the worker in the gateway's process."),
+)
+
+
+def _served(command: Callable[..., None]) -> Callable[..., None]:
+    """What is served, and how: the same for `serve` and for `check`."""
+    for option in reversed(_SERVED):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.argument("agents", nargs=-1, metavar="[[NAME=]MODULE:ATTR]...")
-@click.option("--model", help="Model: NAME with --model-url, or provider:name. Replaces the agents' own.")
-@click.option("--model-url", help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.")
-@click.option("--store", help="sqlite:///file (default sqlite:///holdfast.db) or another store's URL.")
-@click.option("--host", help="Address to listen on (default 127.0.0.1).")
-@click.option("--port", type=_port, help="Port to listen on (default 8484).")
-@click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev.")
-@click.option("--no-worker", "worker", is_flag=True, flag_value=False, default=None, help=_NO_WORKER)
-@click.option("--in-process", is_flag=True, default=None, help="Run the worker in the gateway's process.")
+@_served
 def serve(agents: tuple[str, ...], **options: Any) -> None:
     """Serve agents over HTTP.
 
@@ -46,6 +60,27 @@ def serve(agents: tuple[str, ...], **options: Any) -> None:
     The first SIGTERM or SIGINT drains, the second stops all runs now.
     """
     _serve(agents, options, rehearsal=False)
+
+
+@click.command()
+@_served
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+def check(agents: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Look at all that `serve` with the same options needs, and print it as a table; 1 where anything fails.
+
+    Serves nothing, takes no port, and may be used beside a server that runs.
+    """
+    settings = _asked(agents, options, rehearsal=False)
+    from holdfast import app
+    from holdfast.telemetry import Log
+
+    report = app.check(settings, list(agents), Log(stream=io.StringIO()))
+    if as_json:
+        click.echo(json.dumps({**report.document(), "ok": not report.failed}))
+    else:
+        click.echo("\n".join(app.table(report)))
+        click.echo(f"{len(report.broken)} of {len(report.findings)} failed" if report.failed else "all well")
+    raise click.exceptions.Exit(_FAILED if report.failed else 0)
 
 
 @click.command()
@@ -96,12 +131,18 @@ def rehearse(port: int) -> None:
         _refuse(f"cannot start: {error}")
 
 
-def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
+def _asked(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> Settings:
+    """The settings; refused where there is nothing to serve, or two answers to what."""
     settings = _settings(options)
     if not settings.worker and (agents or settings.model):
         _refuse(f"cannot start: {_AGENTS_ELSEWHERE}", _USAGE)
     if settings.worker and not (agents or settings.model or rehearsal):
         _refuse(_NOTHING_TO_SERVE)
+    return settings
+
+
+def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
+    settings = _asked(agents, options, rehearsal=rehearsal)
     from holdfast import app
 
     try:

@@ -20,6 +20,12 @@ def ollama_url(environ: Mapping[str, str] | None = None) -> str:
     return url if urlsplit(url).path else f"{url}/v1"
 
 
+def model_key(environ: Mapping[str, str] | None = None) -> str:
+    """HOLDFAST_MODEL_KEY, else OPENAI_API_KEY, else "none": the key for the server at `model_url`."""
+    env = os.environ if environ is None else environ
+    return env.get("HOLDFAST_MODEL_KEY") or env.get("OPENAI_API_KEY") or "none"
+
+
 def upstream_url(settings: Settings, environ: Mapping[str, str] | None = None) -> str:
     """The OpenAI-compatible server of `--model-url` or of `--model ollama:NAME`; "" where a provider's client knows."""
     if settings.model_url:

@@ -96,6 +96,7 @@ class Sessions:
         self._inspector = inspector
         self._listener_ms = int(settings.listener_lease_s * 1000)
         self.draining = False  # set by the composition root: runs end, none begins
+        self.missing = ""  # set by the composition root: what the start did not find, and no run could do without
 
     def agents(self) -> Sequence[AgentInfo]:
         """The served agents; the first is the default."""
@@ -112,6 +113,8 @@ class Sessions:
         """
         if self.draining:
             raise HoldfastError("not_ready", "the server is shutting down", retry_after_s=RETRY_AFTER_S)
+        if self.missing:
+            raise HoldfastError("not_ready", self.missing, retry_after_s=RETRY_AFTER_S)
         agent = self._agent(request.agent)
         key = RunKey(tenant, new_run_id())
         new = NewRun(

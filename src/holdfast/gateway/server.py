@@ -26,6 +26,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.app import GatewayApp
 from holdfast.gateway.problems import respond
 from holdfast.gateway.readers import ABORT, STUCK_S
+from holdfast.gateway.refusing import RefusingApp
 from holdfast.gateway.ws_protocol import PING_TIMEOUT_S, BoundedWebSocket
 from holdfast.telemetry import Log
 
@@ -53,7 +54,7 @@ class BindError(HoldfastError):
 class Server:
     """Serves one app on one port."""
 
-    def __init__(self, app: GatewayApp, host: str, port: int, *, connections: int, log: Log) -> None:
+    def __init__(self, app: GatewayApp | RefusingApp, host: str, port: int, *, connections: int, log: Log) -> None:
         """Nothing is opened yet.
 
         Args:

@@ -19,7 +19,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from holdfast.config import Settings, ollama_url
+from holdfast.config import Settings, model_key, ollama_url
 from holdfast.models.transport import ProbedTransport
 
 _KEEPALIVE: Final = httpx2.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=30.0)
@@ -51,7 +51,7 @@ class ModelClient:
         """
         if url:
             _check_url(url)
-            return self._openai(name or "default", url, self._key())
+            return self._openai(name or "default", url, model_key(self._environ))
         if not name:
             return None
         provider, _, rest = name.partition(":")
@@ -82,7 +82,7 @@ class ModelClient:
         _check_url(url)
         key = self._environ.get("HOLDFAST_MODEL_FALLBACK_KEY", "")
         if not key and settings.model_url and _server(url) == _server(settings.model_url):
-            key = self._key()
+            key = model_key(self._environ)
         return self._openai(name or "default", url, key or "none")
 
     async def aclose(self) -> None:
@@ -90,9 +90,6 @@ class ModelClient:
         http, self._http = self._http, None
         if http is not None:
             await http.aclose()
-
-    def _key(self) -> str:
-        return self._environ.get("HOLDFAST_MODEL_KEY") or self._environ.get("OPENAI_API_KEY") or "none"
 
     def _openai(self, name: str, url: str, key: str) -> Model:
         provider = OpenAIProvider(base_url=url.rstrip("/"), api_key=key, http_client=self._client())

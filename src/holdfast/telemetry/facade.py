@@ -106,6 +106,7 @@ class Pump:
     _queue: deque[Record | None] = field(default_factory=deque)  # no lock that the thread could hold; `offer` bounds it
     _busy_since: float | None = None
     _dead: bool = False
+    _made: bool = False
     _closing: bool = False
     _said_at: float = 0.0
     _thread: threading.Thread | None = None
@@ -133,8 +134,16 @@ class Pump:
         hangs = since is not None and time.monotonic() - since > _HANGS_S and not self._closing
         return hangs or self._thread is None or not self._thread.is_alive()
 
+    @property
+    def state(self) -> str:
+        """`making` its sink, `fed`, `none` where there is to be none, or `dead` where it could not be made."""
+        if self._dead:
+            return "dead" if self.failures else "none"
+        return "fed" if self._made else "making"
+
     def _work(self) -> None:
         sink = self._guard(self.make)
+        self._made = sink is not None
         if sink is None:
             self._dead = True
             self.dropped += len(self._queue)
