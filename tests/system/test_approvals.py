@@ -35,7 +35,9 @@ class Asking(System):
         return plain if self.redis is None else [*plain[:-1], self.redis.url]
 
     def second(self) -> Http:
-        """Another gateway on the same store, without a worker of its own."""
+        """Another gateway on the same store, without a worker of its own; SQLite has one, asked twice."""
+        if self.redis is None:
+            return Http(self.http.port)
         http = Http(free_port())
         store = self.command(http.port)[-1]
         serve = ["serve", "--no-worker", "--port", str(http.port), "--store", store]

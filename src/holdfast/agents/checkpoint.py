@@ -28,6 +28,11 @@ from pydantic_ai.messages import (
 VERSION = 1
 
 
+def as_one(steered: list[str]) -> str:
+    """Inputs that are read at once are one turn of the user's: no provider takes two in a row."""
+    return "\n\n".join(steered)
+
+
 class BadCheckpoint(ValueError):
     """Bytes that this adapter did not write, or wrote in a form that it no longer reads."""
 
@@ -73,7 +78,8 @@ class Progress(msgspec.Struct):
     def history(self) -> list[ModelMessage]:
         """All of it as messages, the finished calls of an unfinished step included."""
         results = [done.request() for done in self.finished.values()]
-        return [*self.messages, *results, *(ModelRequest(parts=[UserPromptPart(text)]) for text in self.steered)]
+        steered = [ModelRequest(parts=[UserPromptPart(as_one(self.steered))])] if self.steered else []
+        return [*self.messages, *results, *steered]
 
     def in_flight(self) -> list[str]:
         """The calls of the last response that have no result: they may have run, or not."""
@@ -102,7 +108,7 @@ class Writer:
         told = {part.tool_call_id for message in messages for part in message.parts if isinstance(part, ToolReturnPart)}
         finished = {call: raw for call, raw in self._form.finished.items() if call not in told}
         said = [part.content for message in messages for part in message.parts if isinstance(part, UserPromptPart)]
-        steered = [text for text in self._form.steered if text not in said]
+        steered = [] if as_one(self._form.steered) in said else self._form.steered
         self.messages(step, messages)
         self._form.finished, self._form.steered = finished, steered
         return self._encoder.encode(self._form)

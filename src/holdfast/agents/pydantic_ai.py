@@ -35,7 +35,7 @@ from pydantic_ai.usage import UsageLimits
 
 from holdfast.agents import shape
 from holdfast.agents.channel import Channel
-from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
+from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, as_one, read
 from holdfast.agents.deciding import requests_of, results_of
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, given_and_mended
@@ -260,7 +260,8 @@ class _Drive:
         """Stream one response, begun anew where it broke off; the node that has it."""
         self._told = self.hooks.replay is not None
         if not self._told:
-            await self._steer(run)
+            if self.scope.step:
+                await self._steer(run)
             self.scope.begin_step()
         self._restarts.begin()
         while True:
@@ -343,14 +344,13 @@ class _Drive:
 
     async def _steer(self, run: AgentRun[Any, Any]) -> None:
         """Between two steps: what the user wrote meanwhile goes into the next request."""
-        if not self.scope.step:
-            return
-        while self._steered:
-            run.enqueue(self._steered.pop(0))
+        texts, self._steered = self._steered, []
         for n, text in [(item.n, item.input) for item in await self.ctx.inbox()]:
             await self.channel.send(Steered(n, text, self._writer.steered(text)))
-            run.enqueue(text)
-        await self.channel.settle()
+            texts.append(text)
+        if texts:
+            await self.channel.settle()
+            run.enqueue(as_one(texts))
 
     async def _finished(self, part: ToolReturnPart, content: Any) -> None:
         call = part.tool_call_id
