@@ -15,7 +15,9 @@ from pydantic_ai.tools import DeferredToolResults, ToolApproved, ToolDenied
 
 from holdfast.agents.checkpoint import Finished
 from holdfast.agents.results import args_of, jsonable
+from holdfast.domain.errors import RunEnded
 from holdfast.domain.events import bounded
+from holdfast.domain.runs import Reason
 from holdfast.ports.agent import Request
 
 APPROVAL: Final = "approval"
@@ -43,7 +45,14 @@ def results_of(
     finished: Mapping[str, Finished],
     outcomes: dict[str, str],
 ) -> DeferredToolResults:
-    """What was decided, for the loop; a call that ended in an earlier attempt gets the result that it had then."""
+    """What was decided, for the loop; a call that ended in an earlier attempt gets the result that it had then.
+
+    Raises:
+        RunEnded: Whoever runs the agent was asked, and goes on without an answer.
+    """
+    calls = [part.tool_call_id for part in [*deferred.approvals, *deferred.calls]]
+    if any(call not in decisions and call not in finished for call in calls):
+        raise RunEnded(Reason.AGENT_ERROR, "undecided", f"nobody decided about {', '.join(calls)}")
     results = DeferredToolResults()
     for part in deferred.approvals:
         call = part.tool_call_id
