@@ -1,6 +1,5 @@
 """Agents whose tools ask first; what their tools did is in `journal.txt`, beside them."""
 
-import os
 import time
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def pay(amount: int) -> str:
 def slow_pay(amount: int) -> str:
     """Long enough to be killed in."""
     note(f"slow_pay {amount}")
-    time.sleep(3 if os.environ.get("SLOW", "1") == "1" else 0)
+    time.sleep(3)
     return f"paid {amount}"
 
 

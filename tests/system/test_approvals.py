@@ -217,7 +217,7 @@ def test_a_worker_that_dies_right_after_the_decision_loses_nothing(system: Askin
 
 def test_a_steered_input_is_read_between_two_steps(system: Asking) -> None:
     """Once, in the log and by the model; its key repeats nothing; the inbox is bounded."""
-    run = system.run("\n".join([tool("pause", seconds=1.5), "!say first"]), session="s_steer")
+    run = system.run("\n".join([tool("pause", seconds=0.8), "!say first"]), session="s_steer")
     system.until_event(run, "tool.called")
     for _ in range(2):
         status, _ = system.http.ask(
@@ -250,9 +250,9 @@ def test_what_nobody_read_becomes_one_run(system: Asking) -> None:
 
 def test_a_crash_after_an_input_was_read_neither_loses_nor_doubles_it(system: Asking) -> None:
     """The event, the checkpoint and the inbox change in one step."""
-    run = system.run("\n".join([tool("pause", seconds=1), "!stall after=1 for=60"]), session="s_crash")
+    run = system.run("\n".join([tool("pause", seconds=0.5), "!stall after=1 for=60"]), session="s_crash")
     system.until_event(run, "tool.called")
-    steered = "!first_token delay=3\n!say turned"
+    steered = "!first_token delay=1.2\n!say turned"
     assert system.http.ask("POST", f"/api/runs/{run}/steer", {"input": steered})[0] == 202
     system.until_event(run, "steered")
     system.kill()
