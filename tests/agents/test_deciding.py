@@ -4,8 +4,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from pydantic_ai import RunContext, Tool
+from pydantic_ai import DeferredToolRequests, RunContext, Tool
+from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.exceptions import ApprovalRequired, CallDeferred
+from pydantic_ai.tools import DeferredToolResults
 
 from holdfast.agents.checkpoint import read
 from holdfast.ports.agent import Checkpoint, Steered, ToolCalled, ToolFinished, Waiting
@@ -168,3 +170,17 @@ async def test_a_steered_input_survives_a_crash_at_any_checkpoint(rig: Rig) -> N
         assert again.ended is None
     assert work.did == Counter({"free 1": 1})
     assert len(whole.of(Checkpoint)) >= 2
+
+
+async def test_an_agent_that_decides_by_itself_is_not_parked(rig: Rig) -> None:
+    """pydantic-ai's own handler comes first; what it leaves open is asked."""
+
+    async def handle(ctx: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
+        return requests.build_results(approve_all=True)
+
+    work = Work()
+    agent = rig.agent(work.tools, capabilities=[HandleDeferredToolCalls(handler=handle)])
+    told = await tell(agent.run(context('!tool sure {"x": 1}\n!say done')))
+    assert told.of(Waiting) == []
+    assert told.result.output == "done"
+    assert work.did == Counter({"sure 1": 1})

@@ -121,6 +121,25 @@ async def test_the_deadline_stands_still_while_a_person_thinks() -> None:
         assert (await rig.end(key)).state is State.COMPLETED
 
 
+async def test_requests_of_any_size_are_told() -> None:
+    """What does not fit into an event would end the run; cut and marked, it can be decided."""
+
+    async def asks(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        if not ctx.decisions:
+            yield Waiting(
+                [Request(f"c{n}", "t", {"text": "x" * 60_000}, metadata={"m": "y" * 60_000}) for n in range(8)]
+            )
+        yield Result("done")
+
+    async with Rig(FunctionAgent(asks)) as rig:
+        key = await rig.start()
+        await _waiting(rig, key)
+        requests = (await rig.until(key, "run.waiting"))["requests"]
+        assert all(request["args"]["truncated"] for request in requests)
+        await rig.sessions.decide(key, [{"call": request["call"], "approve": True} for request in requests])
+        assert (await rig.end(key)).output == "done"
+
+
 async def test_a_run_that_asks_nothing_takes_no_decision() -> None:
     """It says what is wrong, and goes on."""
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from holdfast.domain.errors import HoldfastError
-from holdfast.domain.events import EventType, decode_event
+from holdfast.domain.events import VALUE_BYTES_MAX, EventType, bounded, decode_event
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import State
+from holdfast.ports.agent import Request
 from holdfast.ports.store import RunRecord, RunStore, Status
 
 DECISIONS_MAX: Final = 256
@@ -21,6 +22,21 @@ _TRIES_MAX: Final = 5
 _PAGE: Final = 500
 
 Decision = dict[str, Any]
+
+
+def told(requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Requests as run.waiting has them; all of them together fit into one event, however large each is."""
+    share = VALUE_BYTES_MAX // max(1, len(requests))
+    return [
+        {
+            "call": each.call,
+            "name": each.name,
+            "args": bounded(each.args, share),
+            "kind": each.kind,
+            "metadata": bounded(each.metadata, share),
+        }
+        for each in requests
+    ]
 
 
 async def decide(store: RunStore, key: RunKey, decisions: Sequence[Decision]) -> RunRecord:

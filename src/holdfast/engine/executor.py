@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import msgspec
-
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
 from holdfast.domain.errors import AgentExit, RunEnded, StoreUnavailable
@@ -31,6 +29,7 @@ from holdfast.engine.appender import Appender, Lost
 from holdfast.engine.beginning import context_of, read_history, read_log
 from holdfast.engine.blame import BlameBoard, work_for
 from holdfast.engine.budgets import Budget
+from holdfast.engine.deciding import told
 from holdfast.engine.outcomes import (
     Outcome,
     Told,
@@ -283,7 +282,7 @@ class Executor:
     async def _park(self, appender: Appender, waits: Waiting) -> Outcome | None:
         """Give the run back until somebody has decided; a stop that came before ends it here."""
         self.watch.told = True
-        appender.put(EventType.RUN_WAITING, {"requests": [msgspec.to_builtins(each) for each in waits.requests]})
+        appender.put(EventType.RUN_WAITING, {"requests": told(waits.requests)})
         events = await appender.close(_CLOSE_S)
         key, fence, park = self.claim.key, self.claim.fence, self._around.store.park
         left_ms = int(self._around.settings.approval_deadline_s * 1000)
