@@ -14,7 +14,7 @@ from holdfast.agents import PydanticAgent
 from holdfast.config.settings import Settings
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.runs import Reason
-from holdfast.ports.agent import ToolCalled, ToolFinished
+from holdfast.ports.agent import ToolCalled, ToolFinished, Waiting
 from holdfast.tools import ToolPool
 from tests.agents.rules import problems
 from tests.agents.support import Rig, Told, context, tell
@@ -286,15 +286,17 @@ async def test_an_output_function_may_ask_again_and_may_exit_without_harm() -> N
 
 
 @pytest.mark.parametrize("error", [ApprovalRequired, CallDeferred])
-async def test_a_deferred_tool_ends_the_run_with_a_remedy(rig: Rig, error: type[Exception]) -> None:
-    """What nobody answers must not look as if it were under way."""
+async def test_a_deferred_tool_asks_and_never_runs_unanswered(rig: Rig, error: type[Exception]) -> None:
+    """Whoever runs the agent leaves it there; one that reads on gets no answer that nobody gave."""
 
     async def ask() -> None:
         raise error
 
     told = await rig.run("!tool ask {}", tools=[ask])
+    assert [request.name for request in told.of(Waiting)[0].requests] == ["ask"]
+    assert told.of(ToolFinished) == []
     assert told.ended is not None
-    assert told.ended.code in ("agent_config", "deferred_tools")
+    assert told.ended.code == "undecided"
 
 
 async def test_a_result_of_ten_megabytes_is_bounded_for_the_model_too(rig: Rig) -> None:

@@ -53,7 +53,7 @@ def calling(*names: str, times: int = 1) -> PydanticAgent:
 
 ENDS = {
     "mistakes": (calling("good", "nope", "again", times=3), State.COMPLETED, None),
-    "deferred": (calling("good", "asks"), State.FAILED, "agent_config"),
+    "denied": (calling("good", "asks"), State.COMPLETED, None),
     "ended by a tool": (calling("good", "halts", "hangs"), State.FAILED, "broken_for_good"),
     "loop": (calling("good", times=99), State.FAILED, "tool_loop"),
     "stopped": (calling("good", "hangs", "nope"), State.CANCELLED, None),
@@ -69,6 +69,11 @@ async def test_each_call_has_one_end_however_the_run_ends(how: str) -> None:
         if how == "stopped":
             await rig.until(key, "tool.finished")
             await rig.sessions.stop(key, "tester")
+        if how == "denied":
+            asked = (await rig.until(key, "run.waiting"))["requests"]
+            while (await rig.sessions.get(key)).state is not State.WAITING:
+                await asyncio.sleep(0.01)
+            await rig.sessions.decide(key, [{"call": each["call"], "approve": False} for each in asked])
         record = await rig.end(key)
         events = await rig.events(key)
     assert record.state is state, record

@@ -234,3 +234,26 @@ async def test_the_page_needs_nothing_from_elsewhere(here: Site) -> None:
     assert "unsafe" not in got.headers["content-security-policy"]
     for foreign in ("https://", "//cdn", "innerHTML", "onclick=", "style="):
         assert foreign not in got.text, foreign
+
+
+async def test_a_waiting_run_is_decided_with_the_keyboard(here: Site, tab: Browser) -> None:
+    """What is asked can be read, both answers are buttons, and afterwards they are gone."""
+    await tab.open(here.url)
+    await tab.press("hello")
+    holder = await here.claim()
+    await holder.park()
+    await tab.until("document.querySelector('.asks legend').textContent === 'May look run?'")
+    assert await tab.js("[...document.querySelectorAll('.asks button')].map((b) => b.ariaLabel).join()") == (
+        "Approve look,Deny look"
+    )
+    await tab.until("document.querySelector('.live').textContent.startsWith('waiting for a decision')")
+    await picture(tab, "waiting")
+    await tab.js("document.querySelector('.asks button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        await tab.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+        )
+    await tab.until("!document.querySelector('.asks') && document.body.innerText.includes('Decided: approved.')")
+    assert (await here.store.get(holder.key)).state == "queued"
+    await here.complete(await here.claim(), "done")
+    assert tab.problems == []

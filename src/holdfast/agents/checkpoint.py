@@ -4,7 +4,8 @@
 
 `messages` are pydantic-ai's, of this run only, never of the session before it. `finished` holds the results of
 the last response's calls that have ended so far: the loop writes them into `messages` only when all have. So a
-checkpoint, too, can be read as history.
+checkpoint, too, can be read as history. `asked` names those of its calls that have not begun, because a decision about
+them is awaited: call -> kind. `steered` is what the user wrote since.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from pydantic_ai.messages import (
 VERSION = 1
 
 
+def as_one(steered: list[str]) -> str:
+    """Inputs that are read at once are one turn of the user's: no provider takes two in a row."""
+    return "\n\n".join(steered)
+
+
 class BadCheckpoint(ValueError):
     """Bytes that this adapter did not write, or wrote in a form that it no longer reads."""
 
@@ -36,6 +42,8 @@ class _Form(msgspec.Struct):
     step: int
     messages: msgspec.Raw
     finished: dict[str, msgspec.Raw] = {}
+    asked: dict[str, str] = {}
+    steered: list[str] = []
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -57,17 +65,21 @@ class Progress(msgspec.Struct):
         step: Model responses so far.
         messages: The run's messages, input first.
         finished: Call -> result, of the last response's calls.
+        asked: Call -> kind, of those that wait for a decision.
+        steered: What the user wrote since the last response.
     """
 
     step: int
     messages: list[ModelMessage]
     finished: dict[str, Finished] = {}
+    asked: dict[str, str] = {}
+    steered: list[str] = []
 
     def history(self) -> list[ModelMessage]:
         """All of it as messages, the finished calls of an unfinished step included."""
-        if not self.finished:
-            return self.messages
-        return [*self.messages, *(done.request() for done in self.finished.values())]
+        results = [done.request() for done in self.finished.values()]
+        steered = [ModelRequest(parts=[UserPromptPart(as_one(self.steered))])] if self.steered else []
+        return [*self.messages, *results, *steered]
 
     def in_flight(self) -> list[str]:
         """The calls of the last response that have no result: they may have run, or not."""
@@ -75,7 +87,7 @@ class Progress(msgspec.Struct):
         if not isinstance(last, ModelResponse):
             return []
         calls = [part.tool_call_id for part in last.parts if isinstance(part, ToolCallPart)]
-        return [call for call in calls if call not in self.finished]
+        return [call for call in calls if call not in self.finished and call not in self.asked]
 
 
 class Writer:
@@ -88,15 +100,17 @@ class Writer:
 
     def messages(self, step: int, messages: list[ModelMessage]) -> bytes:
         """A checkpoint after a whole response, or the whole run."""
-        self._form = _Form(VERSION, step, msgspec.Raw(ModelMessagesTypeAdapter.dump_json(messages)), {})
+        self._form = _Form(VERSION, step, msgspec.Raw(ModelMessagesTypeAdapter.dump_json(messages)), {}, {}, [])
         return self._encoder.encode(self._form)
 
     def recovered(self, step: int, messages: list[ModelMessage]) -> bytes:
         """A run that broke off: its messages, and the results that the loop has not yet written into them."""
         told = {part.tool_call_id for message in messages for part in message.parts if isinstance(part, ToolReturnPart)}
         finished = {call: raw for call, raw in self._form.finished.items() if call not in told}
+        said = [part.content for message in messages for part in message.parts if isinstance(part, UserPromptPart)]
+        steered = [] if as_one(self._form.steered) in said else self._form.steered
         self.messages(step, messages)
-        self._form.finished = finished
+        self._form.finished, self._form.steered = finished, steered
         return self._encoder.encode(self._form)
 
     def resume(self, progress: Progress) -> None:
@@ -104,6 +118,17 @@ class Writer:
         self.messages(progress.step, progress.messages)
         for call, done in progress.finished.items():
             self.finished(call, done.part, done.content)
+        self._form.asked, self._form.steered = dict(progress.asked), list(progress.steered)
+
+    def asked(self, calls: dict[str, str]) -> bytes:
+        """The same checkpoint where `calls` wait for a decision, and none where they begin."""
+        self._form.asked = calls
+        return self._encoder.encode(self._form)
+
+    def steered(self, text: str) -> bytes:
+        """The same checkpoint with one more input."""
+        self._form.steered.append(text)
+        return self._encoder.encode(self._form)
 
     def finished(self, call: str, part: ToolReturnPart, content: str | list[UserContent] | None) -> bytes:
         """The same checkpoint with one more result."""
@@ -126,7 +151,7 @@ def read(data: bytes) -> Progress:
         finished = {call: _finished(bytes(raw)) for call, raw in form.finished.items()}
     except (msgspec.MsgspecError, pydantic.ValidationError) as error:
         raise BadCheckpoint(f"unreadable checkpoint of {len(data)} bytes: {error}"[:500]) from error
-    return Progress(form.step, messages, finished)
+    return Progress(form.step, messages, finished, form.asked, form.steered)
 
 
 def _finished(raw: bytes) -> Finished:

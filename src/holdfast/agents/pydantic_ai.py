@@ -10,7 +10,6 @@ finished tools keep their results and a finished answer stays the answer that wa
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -31,11 +30,13 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model
 from pydantic_ai.result import AgentStream
+from pydantic_ai.tools import DeferredToolResults
 from pydantic_ai.usage import UsageLimits
 
 from holdfast.agents import shape
 from holdfast.agents.channel import Channel
-from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, read
+from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, as_one, read
+from holdfast.agents.deciding import requests_of, results_of
 from holdfast.agents.failures import to_run_ended
 from holdfast.agents.history import KIND, call_ids, given_and_mended
 from holdfast.agents.mcp import McpLimits
@@ -43,7 +44,7 @@ from holdfast.agents.mistakes import patient
 from holdfast.agents.numbering import Numbering
 from holdfast.agents.repeats import POLLING, Repeats
 from holdfast.agents.restart import Restarts, afresh
-from holdfast.agents.results import words
+from holdfast.agents.results import args_of, jsonable, words
 from holdfast.agents.sampling import model_settings
 from holdfast.agents.tooling import Hooks, ToolLimits, ToolRunner
 from holdfast.aio import Owner, settle
@@ -62,9 +63,11 @@ from holdfast.ports.agent import (
     PartDone,
     Result,
     RunContext,
+    Steered,
     TextDelta,
     ToolCalled,
     ToolFinished,
+    Waiting,
 )
 from holdfast.ports.probe import enter
 from holdfast.tools import ToolPool
@@ -157,7 +160,7 @@ class _Drive:
         self.failure: Exception | None = None
         self.tools = ToolRunner(ctx, ToolLimits.of(settings), adapter.owner, self.channel)
         self.repeats = Repeats(settings.tool_repeats_warn, settings.tool_repeats, self._polls)
-        self.hooks = Hooks(self.tools, adapter.guard, McpLimits.of(settings))
+        self.hooks = Hooks(self.tools, adapter.guard, McpLimits.of(settings), self._decide)
         self.scope = RequestScope(self._tell, ctx.deadline)
         self._writer = Writer()
         self._before: list[ModelMessage] = []  # this run's messages of earlier attempts
@@ -166,6 +169,7 @@ class _Drive:
         self._numbering = Numbering(ctx.first_part, (), self._is_output)
         self._requested_at = 0.0
         self._first_at: float | None = None
+        self._steered: list[str] = []  # inputs that an earlier attempt has read, and the model has not
         self._told = False  # whether the log has the response at hand from an earlier attempt
         self._resumed: ModelResponse | None = None  # the response that an earlier attempt ended with
         self._stream: AgentStream[Any, Any] | None = None  # the response that is being shown
@@ -246,6 +250,8 @@ class _Drive:
             self.hooks.replay = self._resumed = messages[-1]
             self.tools.finished = dict(progress.finished)
             self.tools.in_flight = frozenset(progress.in_flight())
+            self.tools.asked = progress.asked
+            self._steered = progress.steered
             self._writer.resume(progress)
             messages = messages[:-1]
         self._before = list(messages)
@@ -254,6 +260,8 @@ class _Drive:
         """Stream one response, begun anew where it broke off; the node that has it."""
         self._told = self.hooks.replay is not None
         if not self._told:
+            if self.scope.step:
+                await self._steer(run)
             self.scope.begin_step()
         self._restarts.begin()
         while True:
@@ -314,11 +322,35 @@ class _Drive:
         await self.channel.send(self._responded(run, response))
         calls = [p for p in response.parts if isinstance(p, ToolCallPart) and not self._is_output(p.tool_name)]
         for part in calls:
-            await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(_args(part))))
+            await self.channel.send(ToolCalled(part.tool_call_id, part.tool_name, bounded(args_of(part))))
         for said in self.repeats.look(calls, self.tools.notes):
             await self.channel.send(Degraded("tool_loop", said))
         await self.channel.send(Checkpoint(self._writer.messages(self.scope.step, self._messages(run))))
         await self.channel.settle()
+
+    async def _decide(self, deferred: DeferredToolRequests) -> DeferredToolResults:
+        """What was decided about the calls of this step; if anything was not, ask, and go no further."""
+        decisions = {each["call"]: each for each in self.ctx.decisions}
+        known = decisions.keys() | self.tools.finished.keys()
+        undecided = [part for part in [*deferred.approvals, *deferred.calls] if part.tool_call_id not in known]
+        if undecided:
+            requests = requests_of(deferred, undecided)
+            await self.channel.send(Waiting(requests, self._writer.asked({r.call: r.kind for r in requests})))
+            await self.channel.settle()  # the reader leaves us here
+        elif self.tools.asked:  # from here on a call that has no result may have run
+            await self.channel.send(Checkpoint(self._writer.asked({})))
+            await self.channel.settle()
+        return results_of(deferred, decisions, self.tools.finished, self.tools.outcomes)
+
+    async def _steer(self, run: AgentRun[Any, Any]) -> None:
+        """Between two steps: what the user wrote meanwhile goes into the next request."""
+        texts, self._steered = self._steered, []
+        for n, text in [(item.n, item.input) for item in await self.ctx.inbox()]:
+            await self.channel.send(Steered(n, text, self._writer.steered(text)))
+            texts.append(text)
+        if texts:
+            await self.channel.settle()
+            run.enqueue(as_one(texts))
 
     async def _finished(self, part: ToolReturnPart, content: Any) -> None:
         call = part.tool_call_id
@@ -329,7 +361,7 @@ class _Drive:
                 call=call,
                 name=part.tool_name,
                 outcome=self.tools.outcome(part),
-                result=bounded(_jsonable(part.content)),
+                result=bounded(jsonable(part.content)),
                 duration_ms=self.tools.duration_ms(call),
                 checkpoint=self._writer.finished(call, part, content),
             )
@@ -340,14 +372,6 @@ class _Drive:
         if result is None:
             raise RunEnded(Reason.AGENT_ERROR, "no_result", "the agent ended without a result")
         output = result.output
-        if isinstance(output, DeferredToolRequests):
-            waiting = ", ".join(call.tool_name for call in [*output.approvals, *output.calls])
-            raise RunEnded(
-                Reason.AGENT_ERROR,
-                "deferred_tools",
-                f"the agent asks for approval or outside results ({waiting}), which is not served yet",
-                remedy="give these tools no approval requirement, or answer them inside the agent",
-            )
         text = output if isinstance(output, str) else pydantic_core.to_json(output, fallback=str).decode()
         if not isinstance(output, str) and result.response.tool_calls:
             part = self._numbering.next_part()  # an answer given through a tool was not streamed as text
@@ -419,19 +443,6 @@ class _Drive:
             return False
         tool_def = run.ctx.deps.tool_manager.get_tool_def(tool)
         return tool_def is not None and tool_def.kind == "output"
-
-
-def _args(part: ToolCallPart) -> Any:
-    if not isinstance(part.args, str):
-        return part.args if part.args is not None else {}
-    try:
-        return json.loads(part.args or "{}")
-    except ValueError:
-        return part.args
-
-
-def _jsonable(value: Any) -> Any:
-    return pydantic_core.to_jsonable_python(value, fallback=str)
 
 
 def _ignore(name: str, error: BaseException) -> None:

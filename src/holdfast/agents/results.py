@@ -8,12 +8,13 @@ step later, and one that fills the store ends others. What is too large is a mar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import pydantic_core
-from pydantic_ai.messages import ToolReturn, ToolReturnPart, is_multi_modal_content
+from pydantic_ai.messages import ToolCallPart, ToolReturn, ToolReturnPart, is_multi_modal_content
 
 FILE_BYTES_MAX: Final = 8 * 1024 * 1024  # a result with images or other files: half of one is worth nothing
 FILES_MAX: Final = 100
@@ -95,3 +96,18 @@ def _encoded(value: Any) -> bytes:
         return pydantic_core.to_json(value, bytes_mode="base64")
     except Exception as error:  # the tool's own code runs here, too
         raise TypeError(f"the tool's result is a {type(value).__name__} and no JSON: {words(error)}") from error
+
+
+def args_of(part: ToolCallPart) -> Any:
+    """A call's arguments as JSON; as text where the model sent none."""
+    if not isinstance(part.args, str):
+        return part.args if part.args is not None else {}
+    try:
+        return json.loads(part.args or "{}")
+    except ValueError:
+        return part.args
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON has it; what JSON has no form for is text."""
+    return pydantic_core.to_jsonable_python(value, fallback=str)

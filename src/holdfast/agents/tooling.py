@@ -38,11 +38,12 @@ from pydantic_ai.messages import ModelResponse, ToolCallPart, ToolReturn, ToolRe
 from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.output import OutputContext
-from pydantic_ai.tools import ToolDenied
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDenied
 from pydantic_ai.toolsets import AbstractToolset
 
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import Finished
+from holdfast.agents.deciding import APPROVAL
 from holdfast.agents.elsewhere import as_raised
 from holdfast.agents.mcp import McpLimits, guarded
 from holdfast.agents.mistakes import mistake
@@ -60,7 +61,7 @@ from holdfast.tools import CurrentCall, Reporter, ToolQueueTimeout, current_call
 IDEMPOTENT: Final = "idempotent"
 _TIMED_OUT: Final = "Timed out after "  # how pydantic-ai's own timeout of a tool begins
 _NOT_RUN: Final = "Tool not executed"  # how its result of a call that an answer overtook begins
-_PASSES: Final = (ApprovalRequired, CallDeferred, RunCancelled, RunEnded, SkipToolExecution)
+_PASSES: Final = (RunCancelled, RunEnded, SkipToolExecution)
 _Caught = tuple[BaseException | None, Any]
 _log = logging.getLogger("holdfast.tools")
 
@@ -114,6 +115,7 @@ class ToolRunner:
         self._started: dict[str, float] = {}
         self.finished: dict[str, Finished] = {}  # by an earlier attempt
         self.in_flight: frozenset[str] = frozenset()  # when that attempt died
+        self.asked: dict[str, str] = {}  # call -> kind; an earlier attempt asked whether to run it, and it has not run
         self.outcomes: dict[str, str] = {}  # where pydantic-ai has no word for it
         self.notes: dict[str, str] = {}  # call -> what the model is told beside its result
         self.seen: set[str] = set()  # the calls that came here
@@ -131,12 +133,21 @@ class ToolRunner:
             return "interrupted"
         return "failed" if said == "retried" else said
 
-    async def run(self, call: ToolCallPart, tool_def: ToolDefinition, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def run(
+        self,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        work: Callable[[], Awaitable[Any]],
+        *,
+        approved: bool = False,
+    ) -> Any:
         """The result of one call; what goes wrong with the tool is a `ToolFailed`."""
         name = call.tool_call_id
         self.seen.add(name)
         if name in self.finished:
-            return _replayed(self.finished[name])
+            return replayed(self.finished[name])
+        if name in self.asked and not approved:
+            raise ApprovalRequired if self.asked[name] == APPROVAL else CallDeferred
         if name in self.in_flight and not (tool_def.metadata or {}).get(IDEMPOTENT):
             self.outcomes[name] = "unknown"
             raise ToolFailed(
@@ -156,6 +167,10 @@ class ToolRunner:
                 raise self._timed_out(name, limit_s, note) from error
             part = error.tool_retry
             raise ToolRetryError(_noted_part(part, note) if isinstance(part, ToolReturnPart) else part) from error
+        except (ApprovalRequired, CallDeferred) as error:
+            if approved:
+                raise ToolFailed(f"the tool was approved, and asked again with {type(error).__name__}{note}") from error
+            raise
         except _PASSES:
             raise
         except (ToolFailed, ModelRetry) as error:
@@ -254,6 +269,7 @@ class Hooks(AbstractCapability[Any]):
     tools: ToolRunner
     guard: ModelGuard
     mcp: McpLimits
+    decide: Callable[[DeferredToolRequests], Awaitable[DeferredToolResults]]
     replay: ModelResponse | None = None
     compactor: Compactor = field(default_factory=Compactor)
 
@@ -291,7 +307,13 @@ class Hooks(AbstractCapability[Any]):
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
         """Run the tool under our limits."""
-        return await self.tools.run(call, tool_def, lambda: handler(args))
+        return await self.tools.run(call, tool_def, lambda: handler(args), approved=ctx.tool_call_approved)
+
+    async def handle_deferred_tool_calls(
+        self, ctx: RunContext[Any], *, requests: DeferredToolRequests
+    ) -> DeferredToolResults:
+        """What was decided about these calls; where nothing was, the run is parked and this never returns."""
+        return await self.decide(requests)
 
     async def wrap_output_process(
         self,
@@ -328,7 +350,8 @@ def _outcome(task: asyncio.Task[_Caught]) -> Any:
     return value
 
 
-def _replayed(done: Finished) -> Any:
+def replayed(done: Finished) -> Any:
+    """What a call of an earlier attempt gave."""
     part = done.part
     said = part.content if isinstance(part.content, str) else part.model_response_str()
     match part.outcome:

@@ -125,7 +125,31 @@ class _Talk:
                 print_json(event)
             else:
                 screen.show(event)
+            if kind == EventType.RUN_WAITING and sys.stdin.isatty() and not self._as_json:
+                self._decide(run, event)
         self.unfinished |= kind != EventType.RUN_COMPLETED
+
+    def _decide(self, run: str, event: dict[str, Any]) -> None:
+        """Ask y or n about each call; an empty answer leaves the run waiting, for somebody else or for later."""
+        from holdfast.client import ApiError
+
+        if self._client.record(run).get("seq") != event.get("seq"):
+            return  # it was decided before we came
+        decisions: list[dict[str, Any]] = []
+        for request in event.get("requests", ()):
+            if request.get("kind") == "call":
+                self._note(f"{one_line(request['name'])} waits for a result from outside")
+                return
+            words = f"run {one_line(request['name'])} with {one_line(request.get('args'))}? [y/n] "
+            answer = (_read(words) or "").strip().lower()
+            if answer not in ("y", "yes", "n", "no"):
+                self._note(f"not decided; POST /api/runs/{run}/decisions, or the page, still can")
+                return
+            decisions.append({"call": request["call"], "approve": answer.startswith("y")})
+        try:
+            self._client.decide(run, decisions)
+        except ApiError as error:
+            self._note(f"not decided: {error}")
 
     def _say_rehearsal(self, run: str) -> None:
         """A rehearsal answer must not pass for a real one; one look is enough, the server does not change."""
@@ -193,7 +217,7 @@ class _Interrupts:
             click.echo(f"\n[could not stop: {error}]", err=True)
 
 
-def _read() -> str | None:
+def _read(prompt: str = _PROMPT) -> str | None:
     """The next prompt, or None at the end of the input."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
@@ -201,7 +225,7 @@ def _read() -> str | None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing
     try:
-        return input(_PROMPT)
+        return input(prompt)
     except EOFError:
         click.echo()
         return None

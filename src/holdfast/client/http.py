@@ -7,7 +7,7 @@ Idempotency-Key. So an answer that was lost on the way costs a repeat, never a s
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
@@ -166,6 +166,10 @@ class Client:
             query={"wait_s": wait_s},
             answer_s=self._answer_s + (wait_s or 0.0),
         )
+
+    def decide(self, run: str, decisions: Sequence[dict[str, Any]]) -> Record:
+        """Decide about every call that a waiting run asks about; its record."""
+        return self._ask("POST", f"/api/runs/{_part(run)}/decisions", json={"decisions": list(decisions)})
 
     def inspect(self, run: str) -> Record:
         """Why a run is not finished: what it waits on, since when, and which timers will end that."""

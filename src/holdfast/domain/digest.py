@@ -61,14 +61,14 @@ class Digest:
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         """Start empty, or from decoded events."""
-        self._items: list[_Part | _Call] = []
+        self._items: list[_Part | _Call | str] = []  # a str is a steered input
         self._parts: dict[int, _Part] = {}
         self._calls: dict[str, _Call] = {}
         self._step = 0
         self.spent = Usage()
         self._last_discarded = ""
         self.input = ""
-        self.steered: list[str] = []
+        self.asked: frozenset[str] = frozenset()  # the calls that a decision is awaited for
         self.attempts = 0
         self.finish_reason: str | None = None  # of the last model response
         for event in events:
@@ -107,7 +107,11 @@ class Digest:
             case EventType.RUN_CREATED | EventType.RUN_EDITED:
                 self.input = fields.get("input", "")
             case EventType.STEERED:
-                self.steered.append(fields.get("input", ""))
+                self._items.append(fields.get("input", ""))
+            case EventType.RUN_WAITING:
+                self.asked = frozenset(request["call"] for request in fields.get("requests", ()))
+            case EventType.RUN_RESUMED:
+                self.asked = frozenset()
             case _:
                 pass
 
@@ -165,6 +169,9 @@ class Digest:
         if first:
             fold.out.append(Message(role="user", text=first))
         for item in self._items:
+            if isinstance(item, str):
+                fold.user(item)
+                continue
             if item.discarded:
                 continue
             if isinstance(item, _Part):
@@ -174,8 +181,6 @@ class Digest:
                 fold.call(item)
         if self._last_discarded and not completed:
             fold.say(self._last_discarded)
-        for text in self.steered:
-            fold.user(text)
         fold.close(interrupted=not completed)
         return fold.out
 

@@ -43,18 +43,25 @@ def receipt(
 
 
 def reaper_receipt(
-    requested_ms: int, ended_ms: int, open_calls: list[OpenCall], *, killed: bool = False
+    requested_ms: int,
+    ended_ms: int,
+    open_calls: list[OpenCall],
+    *,
+    killed: bool = False,
+    unbegun: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """The honest receipt of an end from outside: upstream unknown, unfinished tools abandoned.
 
-    With `killed` the process that ran them is known to be dead: they are killed, and nothing is abandoned.
+    With `killed` the process that ran them is known to be dead: they are killed, and nothing is abandoned. Those in
+    `unbegun` waited for a decision: they never ran, and are cancelled.
     """
-    tools = [ToolEnd(c.call, c.name, "killed" if killed else "abandoned") for c in open_calls]
+    left: Ended = "killed" if killed else "abandoned"
+    tools = [ToolEnd(c.call, c.name, "cancelled" if c.call in unbegun else left) for c in open_calls]
     return receipt(
         requested_ms=requested_ms,
         ended_ms=ended_ms,
         upstream_closed_ms=None,
         tools=tools,
-        abandoned=bool(tools) and not killed,
+        abandoned=any(tool.ended == "abandoned" for tool in tools),
         by="reaper",
     )

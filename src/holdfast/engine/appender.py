@@ -43,7 +43,7 @@ class Lost(Exception):
 
 
 class _Pending:
-    __slots__ = ("checkpoint", "chunks", "fields", "key", "kind", "size", "wall_ms")
+    __slots__ = ("checkpoint", "chunks", "consumed", "fields", "key", "kind", "size", "wall_ms")
 
     def __init__(self, kind: EventType, fields: dict[str, Any], wall_ms: int, key: Any) -> None:
         self.kind = kind
@@ -53,6 +53,7 @@ class _Pending:
         self.chunks: list[str] = []
         self.size = _EVENT_BYTES if key is not None else _size(fields)
         self.checkpoint: bytes | None = None
+        self.consumed = 0  # the last steered input that is read with this event
 
     def encode(self, seq: int, run: str) -> bytes:
         fields = self.fields
@@ -92,13 +93,15 @@ class Appender:
         self._closed = False
         self.writing_since: float | None = None  # the batch in flight, by time.monotonic()
         self._follower = follower
-        self._frozen: tuple[list[bytes], bytes | None] | None = None
+        self._frozen: tuple[list[bytes], bytes | None, int] | None = None
         self.fold = fold
         self.head = claim.base
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._task = owner.spawn(self._flush_forever(), f"appender {claim.key.run}")
 
-    def put(self, kind: EventType, fields: dict[str, Any], checkpoint: bytes | None = None) -> None:
+    def put(
+        self, kind: EventType, fields: dict[str, Any], checkpoint: bytes | None = None, *, consumed: int = 0
+    ) -> None:
         """Queue one event; after `close` it is dropped, because a fenced run writes nothing more."""
         if self._closed:
             return
@@ -121,6 +124,7 @@ class Appender:
         if checkpoint is not None:
             last.checkpoint = checkpoint
             self._urgent.set()
+        last.consumed = consumed
         if self._bytes >= self._settings.flush_bytes:
             self._urgent.set()
         self._dirty.set()
@@ -178,8 +182,14 @@ class Appender:
         if self._frozen is not None:  # its outcome is unknown: as it was, before anything else
             await self._write(*self._frozen, limit_s)
         run = self._claim.key.run
-        rest = enumerate((p for p in self._pending if p.key is not _CARRIER), self.head + 1)
+        # A steered input whose reading was not stored stays in the inbox, and becomes a run of its own.
+        rest = enumerate((p for p in self._pending if p.key is not _CARRIER and not p.consumed), self.head + 1)
         return [p.encode(seq, run) for seq, p in rest]
+
+    def take_back(self) -> None:
+        """The last event, which `close` handed over and the store refused: the run's end comes in its place."""
+        self._pending.pop()
+        self._closed = False
 
     def abandon(self) -> None:
         """Write nothing more at all."""
@@ -234,7 +244,8 @@ class Appender:
         events = [p.encode(seq, self._claim.key.run) for seq, p in seqs]
         count = sum(max(1, len(p.chunks)) for p in batch)
         try:
-            await self._write(events, batch[-1].checkpoint, self._settings.store_outage_s)
+            consumed = max(p.consumed for p in batch)
+            await self._write(events, batch[-1].checkpoint, consumed, self._settings.store_outage_s)
         except StoreUnavailable as error:
             if error.full:  # refused, not unknown: the end of the run carries it
                 self._pending.extendleft(reversed(batch))
@@ -257,16 +268,16 @@ class Appender:
             self._urgent.clear()
         return batch
 
-    async def _write(self, events: list[bytes], checkpoint: bytes | None, limit_s: float) -> None:
+    async def _write(self, events: list[bytes], checkpoint: bytes | None, consumed: int, limit_s: float) -> None:
         """One frozen batch, repeated as it is until the store has said what became of it."""
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
-        self._frozen = (events, checkpoint)
+        self._frozen = (events, checkpoint, consumed)
         self.writing_since = time.monotonic()
         pause = _RETRY_S
         while True:
             try:
-                answer = await self._append(events, checkpoint)
+                answer = await self._append(events, checkpoint, consumed)
             except StoreUnavailable as error:
                 if error.full or loop.time() + pause > until:
                     raise
@@ -277,9 +288,9 @@ class Appender:
                 self._frozen = self.writing_since = None
                 return
 
-    async def _append(self, events: list[bytes], checkpoint: bytes | None) -> Appended:
+    async def _append(self, events: list[bytes], checkpoint: bytes | None, consumed: int) -> Appended:
         began = time.monotonic()
-        answer = await self._store.append(self._claim.key, self._claim.fence, self.head, events, checkpoint)
+        answer = await self._store.append(self._claim.key, self._claim.fence, self.head, events, checkpoint, consumed)
         self._follower.appended(time.monotonic() - began)
         return answer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from holdfast.domain.runs import State
 from holdfast.engine.appender import Lost
 from holdfast.ports.agent import RunContext
 from holdfast.ports.probe import Probe
-from holdfast.ports.store import Claim, RunStore, Status
+from holdfast.ports.store import Claim, InputItem, RunStore, Status
 
 _READ_PAGE: Final = 500
 
@@ -48,7 +48,14 @@ async def read_history(store: RunStore, claim: Claim, repeat: Repeat) -> list[Hi
     return entries
 
 
-def context_of(claim: Claim, history: list[HistoryEntry], first_part: int, deadline: float, probe: Probe) -> RunContext:
+def context_of(
+    claim: Claim,
+    history: list[HistoryEntry],
+    first_part: int,
+    deadline: float,
+    probe: Probe,
+    inbox: Callable[[], Awaitable[Sequence[InputItem]]],
+) -> RunContext:
     """What the agent is given."""
     return RunContext(
         key=claim.key,
@@ -66,4 +73,6 @@ def context_of(claim: Claim, history: list[HistoryEntry], first_part: int, deadl
         metadata=claim.spec.metadata,
         probe=probe,
         retracts=claim.spec.retracts,
+        decisions=claim.decisions,
+        inbox=inbox,
     )

@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -29,6 +29,7 @@ from holdfast.engine.appender import Appender, Lost
 from holdfast.engine.beginning import context_of, read_history, read_log
 from holdfast.engine.blame import BlameBoard, work_for
 from holdfast.engine.budgets import Budget
+from holdfast.engine.deciding import told
 from holdfast.engine.outcomes import (
     Outcome,
     Told,
@@ -42,10 +43,10 @@ from holdfast.engine.outcomes import (
 from holdfast.engine.telling import as_ended, scope_of, tell_end, tell_ends
 from holdfast.engine.translate import Translator
 from holdfast.engine.watching import RunWatch
-from holdfast.ports.agent import Agent, Result, RunContext
+from holdfast.ports.agent import Agent, Result, RunContext, Waiting
 from holdfast.ports.clock import Clock
 from holdfast.ports.probe import Probe, enter
-from holdfast.ports.store import Appended, Claim, Ending, RunStore, Status
+from holdfast.ports.store import Appended, Claim, Ending, InputItem, RunStore, Status
 from holdfast.telemetry import Log
 
 T = TypeVar("T")
@@ -145,7 +146,7 @@ class Executor:
         self._log("stream_start", attempt=claim.attempt)
         budget = Budget(around.settings, fold)
         self._translator = self.watch.translator = Translator(appender, self.probe, self._may_begin, budget)
-        ctx = self._ctx = context_of(claim, history, first_part, self._deadline, self.probe)
+        ctx = self._ctx = context_of(claim, history, first_part, self._deadline, self.probe, self._inbox)
         return appender, ctx
 
     # drive and watch
@@ -161,7 +162,8 @@ class Executor:
             await self._interrupt(work)
             raise appender.failed.result()
         if work.done() and not self._told.done():
-            return self._finished(work)
+            asks = self._translator.waits if self._translator is not None and not work.cancelled() else None
+            return self._finished(work) if asks is None else await self._park(appender, asks)
         if self._told.done():
             return await self._obey(appender, work, self._told.result())
         if self._over.done():
@@ -193,6 +195,8 @@ class Executor:
                 except RunEnded as ended:  # the agent is not asked, so it is not waited for longer than the grace
                     self._over.set_result(ended)
                     raise
+                if translator.waits is not None:
+                    break
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop that all runs share
             raise AgentExit(error).ended() from error
         finally:
@@ -275,6 +279,23 @@ class Executor:
         if self._translator is not None and self._ctx is not None:
             self._translator.late(self._ctx.leftover)
 
+    async def _park(self, appender: Appender, waits: Waiting) -> Outcome | None:
+        """Give the run back until somebody has decided; a stop that came before ends it here."""
+        self.watch.told = True
+        appender.put(EventType.RUN_WAITING, {"requests": told(waits.requests)})
+        events = await appender.close(_CLOSE_S)
+        key, fence, park = self.claim.key, self.claim.fence, self._around.store.park
+        left_ms = int(self._around.settings.approval_deadline_s * 1000)
+        answer = await self._repeat(partial(park, key, fence, appender.head, events, waits.checkpoint, left_ms))
+        if answer.status is Status.STOP:
+            appender.take_back()
+            stopped = Outcome(State.CANCELLED, Reason.STOPPED, open_before=tuple(self._open_calls()))
+            return await self._overruled(stopped)
+        if answer.status not in (Status.OK, Status.DUP):
+            raise Lost(answer.status)
+        self._log("run_waiting", calls=len(waits.requests))
+        return None
+
     async def _release(self, appender: Appender) -> None:
         rest = await appender.close(_CLOSE_S)
         claim, store = self.claim, self._around.store
@@ -283,6 +304,9 @@ class Executor:
         answer = await store.release(claim.key, claim.fence)
         self._log("run_released", status=answer.status)
         tell_ends(self._around.log, answer.ends)  # it had been told to stop: then it was no requeue
+
+    async def _inbox(self) -> Sequence[InputItem]:
+        return await self._repeat(partial(self._around.store.inbox, self.claim.key))
 
     def _open_calls(self) -> list[Any]:
         return self._appender.fold.open_calls() if self._appender else []

@@ -18,6 +18,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import RunKey, new_run_id, new_session_id, trace_id
 from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
+from holdfast.engine.deciding import decide
 from holdfast.engine.reasons import inspection
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import AgentInfo
@@ -127,6 +128,8 @@ class Sessions:
             limits=self._limits(request, agent),
             listener_ms=self._listener_ms if request.listens and request.on_disconnect == OnDisconnect.CANCEL else 0,
         )
+        if request.on_busy is Policy.STEER and (active := await self._store.active(tenant, new.session)) is not None:
+            await self._inbox_room(active.key)
         self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
         return self._judge(created, new)
@@ -170,10 +173,25 @@ class Sessions:
 
     async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> RunRecord:
         """Hand an input to an active run, or already_ended."""
+        await self._inbox_room(key)
         status = await self._store.steer(key, text, idempotency_key)
         if status is Status.ENDED:
             raise HoldfastError("already_ended", f"run {key.run} has ended", run=key.run)
         return await self.get(key)
+
+    async def decide(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> RunRecord:
+        """Let a waiting run go on; see `deciding`."""
+        return await decide(self._store, key, decisions)
+
+    async def _inbox_room(self, key: RunKey) -> None:
+        """The inbox is as long as a session's queue may be; two that steer at once may both take the last place."""
+        if len(await self._store.inbox(key)) >= self._settings.queued_behind:
+            raise HoldfastError(
+                "session_busy",
+                f"{self._settings.queued_behind} inputs wait to be read by run {key.run}",
+                remedy="wait until the run has read them, or stop it",
+                run=key.run,
+            )
 
     async def list_runs(
         self,

@@ -23,11 +23,13 @@ from holdfast.ports.agent import (
     PartDone,
     ReasoningDelta,
     Result,
+    Steered,
     TextDelta,
     ToolArgs,
     ToolCalled,
     ToolFinished,
     ToolProgress,
+    Waiting,
 )
 from holdfast.ports.probe import Probe
 
@@ -48,6 +50,7 @@ class Translator:
         self._text_parts: dict[int, bool] = {}  # open parts: text, else reasoning
         self._called: dict[str, float] = {}
         self.result: Result | None = None
+        self.waits: Waiting | None = None  # for decisions; nothing more is taken
         self.first_content_ms: int | None = None  # wall
         self.progress_at = time.monotonic()  # of the last event of the agent
         self.model_open = self.model_content = False  # a request without its response; something of that response
@@ -89,6 +92,11 @@ class Translator:
                 await self._may_begin()
             case ModelResponded() | ModelRetried() | AttemptDiscarded() | Degraded():
                 self._model(event)
+            case Steered():
+                self._appender.put(EventType.STEERED, {"input": event.input}, event.checkpoint, consumed=event.n)
+                await self._appender.flush()
+            case Waiting():
+                self.waits = event
             case Result():
                 self.result = event
             case _:  # type annotations do not bind what users yield
@@ -108,7 +116,7 @@ class Translator:
                     self._tool(event)
                 case ModelResponded() | ModelRetried() | AttemptDiscarded() | Degraded():
                     self._model(event)
-                case Checkpoint() | ModelRequested() | Result():
+                case Checkpoint() | ModelRequested() | Steered() | Waiting() | Result():
                     pass  # nothing goes on from here, and nothing new began
 
     def _delta(self, event: TextDelta | ReasoningDelta) -> None:

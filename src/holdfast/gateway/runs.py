@@ -8,8 +8,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from holdfast.domain.events import VALUE_BYTES_MAX, encode_json
 from holdfast.domain.ids import ID_PATTERN
 from holdfast.domain.runs import OnDisconnect, Policy, State
+from holdfast.engine.deciding import DECISIONS_MAX
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import KEY_PATTERN, check_id, check_input, check_metadata, idempotency_key, read_json
 from holdfast.gateway.events import NDJSON, SSE, LogStream, Offset, open_log
@@ -47,6 +49,22 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
     deadline_s: Deadline | None = None
     metadata: dict[str, Any] | None = None
+
+
+class Decision(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What becomes of one call that a run waits for: run it (with other `args`) or not, or its `result`."""
+
+    call: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    approve: bool | msgspec.UnsetType = msgspec.UNSET
+    args: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    message: Annotated[str, msgspec.Meta(max_length=4000)] | msgspec.UnsetType = msgspec.UNSET
+    result: Any = msgspec.UNSET
+
+
+class DecisionsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Decisions about all the calls that a run waits for."""
+
+    decisions: Annotated[list[Decision], msgspec.Meta(min_length=1, max_length=DECISIONS_MAX)]
 
 
 class InputBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,6 +142,14 @@ async def steer_run(gate: Gate, request: Request) -> Response:
     return answer(run_view(await gate.sessions.steer(key, text, idempotency_key(request))), 202)
 
 
+async def decide_run(gate: Gate, request: Request) -> Response:
+    """POST /api/runs/{run}/decisions: let a waiting run go on."""
+    key = run_key(request)
+    body = await read_json(request, DecisionsBody, gate.settings.body_bytes)
+    idempotency_key(request)  # checked for its form; the decisions are their own key
+    return answer(run_view(await gate.sessions.decide(key, decided(body.decisions))), 202)
+
+
 async def inspect_run(gate: Gate, request: Request) -> Response:
     """GET /api/runs/{run}/inspect: why it is not finished."""
     return answer(await gate.sessions.inspect(run_key(request)))
@@ -143,6 +169,14 @@ def start_request(gate: Gate, body: StartBody, *, idempotency_key: str, trace: s
         trace=trace,
         listens=listens,
     )
+
+
+def decided(decisions: list[Decision]) -> list[dict[str, Any]]:
+    """Decisions as the log keeps them; invalid_request where they would not fit into an event of it."""
+    found: list[dict[str, Any]] = msgspec.to_builtins(decisions)
+    if len(encode_json(found)) > VALUE_BYTES_MAX:
+        raise invalid(f"the decisions have more than {VALUE_BYTES_MAX} bytes")
+    return found
 
 
 def made(created: Created) -> RunRecord:
@@ -231,7 +265,17 @@ OPERATIONS = (
         (Answer(202, "The record of the run that will read it", RunView),),
         body=InputBody,
         headers=(IDEMPOTENCY_KEY,),
-        errors=("unknown_run", "already_ended"),
+        errors=("unknown_run", "already_ended", "session_busy"),
+    ),
+    Operation(
+        "POST",
+        "/api/runs/{run}/decisions",
+        decide_run,
+        "Decide about the calls that a run waits for",
+        (Answer(202, "The record of the run, which goes on", RunView),),
+        body=DecisionsBody,
+        headers=(IDEMPOTENCY_KEY,),
+        errors=("unknown_run", "invalid_request", "late_decision"),
     ),
     Operation(
         "GET",

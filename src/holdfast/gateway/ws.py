@@ -30,13 +30,14 @@ from holdfast.gateway.events import Offset
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import invalid, unexpected
 from holdfast.gateway.requests import trace_of
-from holdfast.gateway.runs import BY, made, start_request
+from holdfast.gateway.runs import BY, decided, made, start_request
 from holdfast.gateway.views import run_view
 from holdfast.gateway.ws_follow import Follower, within_limit
 from holdfast.gateway.ws_frames import (
     SUBPROTOCOL,
     BadFrame,
     ClientFrame,
+    Decide,
     Ping,
     Start,
     Steer,
@@ -54,7 +55,7 @@ from holdfast.gateway.ws_views import Opened, check_view
 from holdfast.gateway.ws_wire import CLOSE_S, SocketEnded, Wire
 from holdfast.ports.store import RunRecord, Status
 
-Operation = Start | Subscribe | Unsubscribe | Stop | Steer
+Operation = Start | Subscribe | Unsubscribe | Stop | Steer | Decide
 
 PATH = "/api/ws"
 _KEY_S = 1.0
@@ -215,6 +216,11 @@ class Socket:
                 async with within_limit():
                     record = await gate.sessions.steer(self._key(asked.run), text, asked.idempotency_key)
                 await self._ack(asked, record)
+            case Decide():
+                found = decided(asked.decisions)
+                async with within_limit():
+                    record = await gate.sessions.decide(self._key(asked.run), found)
+                await self._ack(asked, record)
             case _:
                 assert_never(asked)
 
@@ -260,7 +266,7 @@ class Socket:
         fields = {"of": "unsubscribe", "run": asked.run, "was": found is not None, "at": found.at if found else ""}
         await self._answer(asked, frame("ack", fields, asked.id))
 
-    async def _ack(self, asked: Start | Stop | Steer, record: RunRecord, status: Status = Status.OK) -> None:
+    async def _ack(self, asked: Start | Stop | Steer | Decide, record: RunRecord, status: Status = Status.OK) -> None:
         fields: dict[str, Any] = {"of": _name(asked), "run": record.key.run, "session": record.session}
         if isinstance(asked, Start):
             fields |= {"replayed": status is Status.EXISTS, "steered": status is Status.STEERED}

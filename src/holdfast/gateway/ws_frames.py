@@ -13,10 +13,11 @@ import msgspec
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import encode_json
 from holdfast.domain.ids import ID_PATTERN, EventId, parse_event_id
+from holdfast.engine.deciding import DECISIONS_MAX
 from holdfast.gateway.bodies import KEY_PATTERN, check_id
 from holdfast.gateway.events import Offset
 from holdfast.gateway.problems import document, invalid
-from holdfast.gateway.runs import StartBody
+from holdfast.gateway.runs import Decision, StartBody
 
 SUBPROTOCOL = "holdfast.v1"
 REASON_BYTES_MAX = 123  # a close frame has 125 bytes, two of them for the code
@@ -66,13 +67,22 @@ class Steer(msgspec.Struct, tag_field="op", tag="steer", forbid_unknown_fields=T
     idempotency_key: _Key = ""
 
 
+class Decide(msgspec.Struct, tag_field="op", tag="decide", forbid_unknown_fields=True):
+    """As POST /api/runs/{run}/decisions."""
+
+    run: _Run
+    decisions: Annotated[list[Decision], msgspec.Meta(min_length=1, max_length=DECISIONS_MAX)]
+    id: RequestId = None
+    idempotency_key: _Key = ""
+
+
 class Ping(msgspec.Struct, tag_field="op", tag="ping"):
     """Answered by pong at once; further fields are ignored."""
 
     id: RequestId = None
 
 
-ClientFrame = Start | Subscribe | Unsubscribe | Stop | Steer | Ping
+ClientFrame = Start | Subscribe | Unsubscribe | Stop | Steer | Decide | Ping
 
 
 class BadFrame(HoldfastError):

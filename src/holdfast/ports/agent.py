@@ -7,8 +7,8 @@ abandonment belong to the runtime, not to the agent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -130,6 +130,55 @@ class Result(msgspec.Struct, frozen=True):
     native: bytes = b""
 
 
+class Request(msgspec.Struct, frozen=True):
+    """A call that somebody outside decides about.
+
+    `kind` is approval (may it run) or call (it runs elsewhere, and its result is awaited).
+    """
+
+    call: str
+    name: str
+    args: Any
+    kind: Literal["approval", "call"] = "approval"
+    metadata: dict[str, Any] = {}  # what the tool says beside it, for who decides
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """The run cannot go on before these are decided: it is parked, and nothing after this is read.
+
+    The agent is run again with `checkpoint` once they are, and `RunContext.decisions` then has one for each.
+    """
+
+    requests: list[Request]
+    checkpoint: bytes = b""
+
+
+class Steered(msgspec.Struct, frozen=True):
+    """An input of `RunContext.inbox` was read; with its checkpoint one append, so that it is read once."""
+
+    n: int
+    input: str
+    checkpoint: bytes | None = None
+
+
+class Unread(Protocol):
+    """A steered input: its number in the run's inbox, and its text."""
+
+    @property
+    def n(self) -> int:
+        """From 1."""
+        ...
+
+    @property
+    def input(self) -> str:
+        """What the user wrote."""
+        ...
+
+
+async def _nothing() -> Sequence[Unread]:
+    return ()
+
+
 AgentEvent = (
     TextDelta
     | ReasoningDelta
@@ -144,6 +193,8 @@ AgentEvent = (
     | AttemptDiscarded
     | Degraded
     | Checkpoint
+    | Waiting
+    | Steered
     | Result
 )
 
@@ -169,6 +220,8 @@ class RunContext:
         metadata: dict[str, Any],
         probe: Probe,
         retracts: bool = True,
+        decisions: list[dict[str, Any]] | None = None,
+        inbox: Callable[[], Awaitable[Sequence[Unread]]] = _nothing,
     ) -> None:
         """Hold the values as they are.
 
@@ -188,7 +241,11 @@ class RunContext:
             metadata: The caller's own values.
             probe: Where models and tools say what they are doing.
             retracts: Whether the run's first reader can take back text that it has shown.
+            decisions: The last ones that the run waited for: `call`, `approve`, and `args`, `message` or `result`.
+            inbox: Reads the steered inputs that no `Steered` has told of yet, in order.
         """
+        self.decisions = decisions or []
+        self.inbox = inbox
         self.retracts = retracts
         self.key = key
         self.session = session

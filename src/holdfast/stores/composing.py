@@ -35,6 +35,11 @@ _REMEDIES: Final = {
         "add workers, or raise queue_timeout_s",
     ),
 }
+_UNDECIDED: Final = (
+    "approval_deadline",
+    "the run waited for a decision, and none came in time",
+    "decide sooner, or raise approval_deadline_s",
+)
 FINISHES: Final = {
     State.COMPLETED: Trigger.COMPLETE,
     State.FAILED: Trigger.FAIL,
@@ -86,12 +91,12 @@ def end_from_outside(
         wall: When it does.
         killed: Whether the process that worked on it is known to be dead.
     """
-    receipt = reaper_receipt(asked_at, wall, fold.open_calls(), killed=killed)
+    receipt = reaper_receipt(asked_at, wall, fold.open_calls(), killed=killed, unbegun=fold.asked)
     usage, partial = fold.usage(), fold.partial()
     fields: dict[str, Any] = {"reason": reason}
     error = None
     if state is State.FAILED:
-        code, message, remedy = _REMEDIES[reason]
+        code, message, remedy = _UNDECIDED if fold.asked and reason is Reason.DEADLINE else _REMEDIES[reason]
         error = fields["error"] = run_error(code, message, None, remedy, retryable=True)
     else:
         fields["by"] = by
