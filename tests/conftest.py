@@ -20,6 +20,12 @@ settings.load_profile("holdfast")
 asyncio.set_event_loop(None)
 
 
+def pytest_configure(config):
+    """In a broken mode an exporter of this process retries with random pauses while Hypothesis draws."""
+    if any(os.environ.get(name) for name in MODE):
+        config.addinivalue_line("filterwarnings", "ignore:Do not use the .random. module inside strategies")
+
+
 @pytest.fixture(scope="session", autouse=any(os.environ.get(name) for name in MODE))
 def broken_telemetry():
     """In `make telemetry-modes` only: engines and runtimes in this process have the mode's tracer, too."""

@@ -26,7 +26,7 @@ import uvloop
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
-from holdfast.app.observing import end, observe, own_logging, worker_facts
+from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, observe, own_logging, worker_facts
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line, write_long
 from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
@@ -59,6 +59,7 @@ class Child:
         self._settings = Settings.model_validate({})
         self._specs: list[str] = []
         self._configured = asyncio.Event()
+        self._hurried = False
         self._worker: Worker | None = None
         self._log = Log()
         self._owner = Owner(self._task_failed)
@@ -119,7 +120,7 @@ class Child:
         await served.aclose()
         served.pool.close(1.0)
         await store.close()
-        await end(telemetry)
+        await end(telemetry, HURRIED_CLOSE_S if self._hurried else CLOSE_S)
 
     async def _beat(self, store: OpenStore) -> None:
         while True:
@@ -154,6 +155,7 @@ class Child:
                 if self._worker is not None:
                     self._spawn(self._worker.retire(order["drain_s"]), "retire")
             case "stop_all":
+                self._hurried = True
                 if self._worker is not None:
                     self._spawn(self._worker.stop_all(), "stop_all")
             case "inspect":

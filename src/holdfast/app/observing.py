@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from holdfast.telemetry.spans import Spans
 
 CLOSE_S: Final = 2.0
+HURRIED_CLOSE_S: Final = 0.5  # after a second signal
 LOOK_S: Final = 0.3
 _STATES: Final = {"making": "not made yet", "dead": "not to be had, a line telemetry_failed says why"}
 _SAY_EVERY_S: Final = 60.0

@@ -13,7 +13,7 @@ from holdfast import __version__
 from holdfast.aio import Owner
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
-from holdfast.app.observing import end, look_at_sinks, observe
+from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
 from holdfast.app.readiness import Readiness
 from holdfast.app.remote import RemoteWorkers
 from holdfast.app.startup import Startup
@@ -28,7 +28,7 @@ from holdfast.gateway.server import Server
 from holdfast.ports.agent import Agent, AgentInfo
 from holdfast.stores.opening import OpenStore, open_store
 from holdfast.stores.sqlite.connect import MEMORY
-from holdfast.telemetry import Log
+from holdfast.telemetry import Log, Telemetry
 
 if TYPE_CHECKING:
     from holdfast.app.threads import WorkerThread
@@ -60,6 +60,7 @@ class Runtime:
         self._owner = Owner(self._task_failed)
         self.startup = Startup(self.log)
         self._works = False
+        self._hurried = False
         self.store: OpenStore
         self.sessions: Sessions
         self.app: GatewayApp
@@ -109,6 +110,7 @@ class Runtime:
 
     async def stop_all(self) -> None:
         """The second signal: all runs end now."""
+        self._hurried = True
         await self.worker.stop_all()
 
     async def _start(self) -> None:
@@ -136,7 +138,10 @@ class Runtime:
         self.access = make_access(settings, self.log)
         refuse_lonely(settings)
         self._works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
-        self._stack.push_async_callback(end, observe(settings, self.log, works=self._works))
+        self._stack.push_async_callback(self._end_telemetry, observe(settings, self.log, works=self._works))
+
+    async def _end_telemetry(self, telemetry: Telemetry) -> None:
+        await end(telemetry, HURRIED_CLOSE_S if self._hurried else CLOSE_S)
 
     async def _open_store(self) -> None:
         self.store = await open_store(self.settings.store, own=True, say=self.log.write)
