@@ -101,7 +101,7 @@ async def _until_started(
             return await _start(Runtime(settings, specs, log=log), signals)
         except StartError as error:
             report = error.report
-            if settings.profile != "dev" or report is None or not report.ok("settings") or _reached(report, "ready"):
+            if settings.profile != "dev" or report is None or _hopeless(report):
                 raise
             if str(error) != told:
                 told = str(error)
@@ -126,8 +126,10 @@ async def _start(runtime: Runtime, signals: Signals) -> Runtime | None:
     return None
 
 
-def _reached(report: Startup, phase: str) -> bool:
-    return any(found.phase == phase for found in report.findings)
+def _hopeless(report: Startup) -> bool:
+    """Unsafe, or in the way of another server: nothing that may come back by itself."""
+    listened = any(found.phase == "ready" for found in report.findings)
+    return report.taken or listened or not report.ok("settings")
 
 
 async def _refuse(settings: Settings, report: Startup, log: Log, signals: Signals) -> None:

@@ -23,7 +23,7 @@ from holdfast.aio import Owner, settle
 from holdfast.app.errors import StartError
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.secrets import mask
-from holdfast.stores.errors import StoreError
+from holdfast.stores.errors import StoreError, StoreTaken
 from holdfast.telemetry import Log
 
 PHASES: Final = ("settings", "store", "models", "tools", "telemetry", "recovery", "ready")
@@ -61,6 +61,7 @@ class Startup:
 
     Attributes:
         findings: One for each phase that was reached, in order.
+        taken: Another server has the store: to wait until it ends would be to stand in for it unasked.
     """
 
     def __init__(self, log: Log) -> None:
@@ -68,6 +69,7 @@ class Startup:
         self.findings: list[Finding] = []
         self._log = log
         self._began = time.monotonic()
+        self.taken = False
         self._owner = Owner(lambda name, error: None)  # what a phase raises is in its finding
 
     @property
@@ -159,6 +161,7 @@ class Startup:
         except HoldfastError as error:
             return f"{error.detail}; {error.remedy}" if error.remedy else error.detail, ""
         except (StartError, StoreError) as error:
+            self.taken = self.taken or isinstance(error, StoreTaken)
             return str(error).removeprefix("cannot start: "), ""
         except Exception as error:  # noqa: BLE001 - whatever it is, it is why the server does not start
             return f"{type(error).__name__}: {error}", ""

@@ -46,11 +46,11 @@ async def decide(store: RunStore, key: RunKey, decisions: Sequence[Decision]) ->
         HoldfastError: unknown_run; invalid_request for a call that does not wait, one that is missing, or a decision
             that does not fit what is asked; late_decision where the run waits no longer.
     """
-    given = _by_call(decisions)
     for _ in range(_TRIES_MAX):
         record = await store.get(key)
         if record is None:
             raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
+        given = _by_call(decisions)
         if record.state is not State.WAITING:
             return await _again(store, record, given)
         requests = await _requests(store, record)

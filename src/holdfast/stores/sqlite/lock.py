@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from holdfast.stores.errors import StoreError
+from holdfast.stores.errors import StoreError, StoreTaken
 
 _PATIENCE_S: Final = 3.0
 _ORPHAN_S: Final = 10.0  # the owner is dead: its worker ends, or is ended, within two seconds
@@ -49,7 +49,7 @@ class OwnerLock:
                     time.sleep(_PAUSE_S)
                     continue
                 os.close(self.fd)
-                raise StoreError(
+                raise StoreTaken(
                     f"{database} is served by process {holder}; stop that one, or give this one another --store"
                 ) from error
             return
