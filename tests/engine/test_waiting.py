@@ -157,3 +157,20 @@ async def test_a_run_that_asks_nothing_takes_no_decision() -> None:
             await rig.sessions.decide(RunKey("other", key.run), YES)
         assert other.value.code == "unknown_run"
         assert (await rig.end(key)).state is State.COMPLETED
+
+
+async def test_a_late_decision_is_judged_by_the_events_and_not_by_what_a_tool_was_called_with() -> None:
+    """Arguments may look like an event of the log; a decision about such a run is refused, and nothing breaks."""
+
+    async def works(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        for n, kind in enumerate(("run.waiting", "run.resumed")):
+            yield ToolCalled(f"c{n}", "t", {"type": kind})
+            yield ToolFinished(f"c{n}", "t", "success", "done", 1)
+        yield Result("done")
+
+    async with Rig(FunctionAgent(works)) as rig:
+        key = await rig.start()
+        await rig.end(key)
+        with pytest.raises(HoldfastError) as late:
+            await rig.sessions.decide(key, YES)
+        assert late.value.code == "late_decision"

@@ -115,7 +115,7 @@ async def _again(store: RunStore, record: RunRecord, given: dict[str, Decision])
             if event["type"] == EventType.RUN_RESUMED:
                 before = _by_call(event["decisions"])
                 decided = before if before.keys() == given.keys() else decided
-            else:
+            elif event["type"] == EventType.RUN_WAITING:
                 asked = asked or bool({request["call"] for request in event["requests"]} & given.keys())
     if decided is not None and decided == given:
         return record

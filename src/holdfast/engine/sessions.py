@@ -128,8 +128,6 @@ class Sessions:
             limits=self._limits(request, agent),
             listener_ms=self._listener_ms if request.listens and request.on_disconnect == OnDisconnect.CANCEL else 0,
         )
-        if request.on_busy is Policy.STEER and (active := await self._store.active(tenant, new.session)) is not None:
-            await self._inbox_room(active.key)
         self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
         return self._judge(created, new)
@@ -172,9 +170,10 @@ class Sessions:
         return await self.get(key)
 
     async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> RunRecord:
-        """Hand an input to an active run, or already_ended."""
-        await self._inbox_room(key)
-        status = await self._store.steer(key, text, idempotency_key)
+        """Hand an input to an active run: already_ended, or session_busy where `queued_behind` of them are unread."""
+        status = await self._store.steer(key, text, idempotency_key, unread_max=self._settings.queued_behind)
+        if status is Status.BUSY:
+            raise _inbox_full(key.run, self._settings.queued_behind)
         if status is Status.ENDED:
             raise HoldfastError("already_ended", f"run {key.run} has ended", run=key.run)
         return await self.get(key)
@@ -182,16 +181,6 @@ class Sessions:
     async def decide(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> RunRecord:
         """Let a waiting run go on; see `deciding`."""
         return await decide(self._store, key, decisions)
-
-    async def _inbox_room(self, key: RunKey) -> None:
-        """The inbox is as long as a session's queue may be; two that steer at once may both take the last place."""
-        if len(await self._store.inbox(key)) >= self._settings.queued_behind:
-            raise HoldfastError(
-                "session_busy",
-                f"{self._settings.queued_behind} inputs wait to be read by run {key.run}",
-                remedy="wait until the run has read them, or stop it",
-                run=key.run,
-            )
 
     async def list_runs(
         self,
@@ -299,6 +288,8 @@ class Sessions:
 
     def _judge(self, created: Created, new: NewRun) -> Created:
         match created.status:
+            case Status.BUSY if new.policy is Policy.STEER and created.record is not None:
+                raise _inbox_full(created.record.key.run, new.limits.queued_behind_max)
             case Status.BUSY:
                 active = created.record.key.run if created.record else None
                 raise HoldfastError(
@@ -351,3 +342,12 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
 def _body_hash(request: StartRequest) -> str:
     asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+def _inbox_full(run: str, most: int) -> HoldfastError:
+    return HoldfastError(
+        "session_busy",
+        f"{most} inputs wait to be read by run {run}",
+        remedy="wait until the run has read them, or stop it",
+        run=run,
+    )

@@ -21,7 +21,7 @@ class Status(StrEnum):
     OK = "ok"
     EXISTS = "exists"  # create: this id or idempotency key with this body made a run already
     CONFLICT = "conflict"  # create: this idempotency key or id with another body
-    BUSY = "busy"  # create: policy reject, or too many queued behind
+    BUSY = "busy"  # create: policy reject, or too many queued behind; steer: too many unread
     OVERLOADED = "overloaded"  # create: runs_active reached
     STEERED = "steered"  # create with policy steer: handed to the active run
     FENCED = "fenced"  # the caller does not hold the run (any more); write nothing more

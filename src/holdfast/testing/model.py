@@ -46,8 +46,7 @@ class Model:
         if queue and policy is Policy.REJECT:
             return Status.BUSY
         if queue and policy is Policy.STEER:
-            self.runs[queue[0]].unread += 1
-            return Status.STEERED
+            return Status.STEERED if self.steer(queue[0]) is Status.OK else Status.BUSY
         if policy is Policy.SUPERSEDE:
             for other in list(queue):
                 self.stop(other, Reason.SUPERSEDED)
@@ -144,6 +143,8 @@ class Model:
         run = self.runs[key]
         if run.state.terminal:
             return Status.ENDED
+        if run.unread >= self._behind_max:
+            return Status.BUSY
         run.unread += 1
         return Status.OK
 

@@ -205,9 +205,9 @@ class RedisStore:
         """See the port."""
         return [keys[n] for n in await self._link.call("listen", lease_ms, *map(uid, keys))]
 
-    async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> Status:
+    async def steer(self, key: RunKey, text: str, idempotency_key: str = "", *, unread_max: int = 16) -> Status:
         """See the port."""
-        return Status((await self._link.call("steer", uid(key), text, idempotency_key)).decode())
+        return Status((await self._link.call("steer", uid(key), text, idempotency_key, unread_max)).decode())
 
     async def inbox(self, key: RunKey) -> list[InputItem]:
         """See the port."""

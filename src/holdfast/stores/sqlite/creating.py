@@ -23,7 +23,8 @@ def create(tx: Tx, new: NewRun) -> Created:
     behind = _behind(tx, new)
     policy = new.policy
     if policy is Policy.STEER and active is not None:
-        put_into_inbox(tx, active, new.spec.input, new.idempotency_key)
+        if not put_into_inbox(tx, active, new.spec.input, new.idempotency_key, new.limits.queued_behind_max):
+            return Created(Status.BUSY, record_of(tx, active))
         for key in _steer_keys(new):
             tx.run("INSERT INTO steers VALUES (?, ?, ?, ?)", new.key.tenant, key, new.body_hash, active["n"])
         return Created(Status.STEERED, record_of(tx, active))
@@ -45,17 +46,27 @@ def create(tx: Tx, new: NewRun) -> Created:
     return Created(Status.OK, None if made is None else record_of(tx, made), superseded)
 
 
-def put_into_inbox(tx: Tx, row: sqlite3.Row, text: str, idempotency_key: str) -> None:
-    """Hand an input to a run that has not ended; once per idempotency key."""
-    if not idempotency_key or not knows(tx, row, idempotency_key):
-        tx.run(
-            "INSERT INTO inbox (run, n, idempotency_key, input) "
-            "VALUES (?1, (SELECT coalesce(max(n), 0) + 1 FROM inbox WHERE run = ?1), ?2, ?3)",
-            row["n"],
-            idempotency_key,
-            text,
-        )
-        tx.wakes.add(CONTROL_TOPIC)
+def put_into_inbox(tx: Tx, row: sqlite3.Row, text: str, idempotency_key: str, unread_max: int) -> bool:
+    """Hand an input to a run that has not ended, once per idempotency key; whether the inbox had room for it."""
+    if idempotency_key and knows(tx, row, idempotency_key):
+        return True
+    if unread(tx, row) >= unread_max:
+        return False
+    tx.run(
+        "INSERT INTO inbox (run, n, idempotency_key, input) "
+        "VALUES (?1, (SELECT coalesce(max(n), 0) + 1 FROM inbox WHERE run = ?1), ?2, ?3)",
+        row["n"],
+        idempotency_key,
+        text,
+    )
+    tx.wakes.add(CONTROL_TOPIC)
+    return True
+
+
+def unread(tx: Tx, row: sqlite3.Row) -> int:
+    """How many inputs a run has not read."""
+    found = tx.one("SELECT count(*) AS c FROM inbox WHERE run = ? AND read = 0", row["n"])
+    return found["c"] if found else 0
 
 
 def knows(tx: Tx, row: sqlite3.Row, idempotency_key: str) -> bool:

@@ -225,9 +225,9 @@ class SqliteStore:
         """See the port."""
         return await self._writer.do("listen", lambda tx: creating.listen(tx, keys, lease_ms))
 
-    async def steer(self, key: RunKey, text: str, idempotency_key: str = "") -> Status:
+    async def steer(self, key: RunKey, text: str, idempotency_key: str = "", *, unread_max: int = 16) -> Status:
         """See the port."""
-        return await self._writer.do("steer", lambda tx: writing.steer(tx, key, text, idempotency_key))
+        return await self._writer.do("steer", lambda tx: writing.steer(tx, key, text, idempotency_key, unread_max))
 
     async def inbox(self, key: RunKey) -> list[InputItem]:
         """See the port."""

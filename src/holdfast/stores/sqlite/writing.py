@@ -15,7 +15,7 @@ from holdfast.ports.store import Appended, Ending, Fence, InputItem, Status
 from holdfast.stores import composing
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import holds
-from holdfast.stores.sqlite.creating import knows, put_into_inbox
+from holdfast.stores.sqlite.creating import knows, put_into_inbox, unread
 from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_rank, make_ready
 from holdfast.stores.sqlite.rows import find, phase, spec_of
 from holdfast.stores.sqlite.tx import Tx
@@ -55,7 +55,7 @@ def finish(tx: Tx, key: RunKey, fence: Fence, base: int, events: Sequence[bytes]
     refusal = _refused(tx, row, fence, base, events, composing.FINISHES[ending.state], finishing=True)
     if refusal is not None:
         return refusal
-    if ending.state is State.COMPLETED and not ending.leave_inbox and _unread(tx, row["n"]):
+    if ending.state is State.COMPLETED and not ending.leave_inbox and unread(tx, row):
         return Appended(Status.PENDING_INPUT, row["head"])
     head = log.write(tx, row, events, fence.epoch)
     _begin(tx, row, events)
@@ -117,7 +117,7 @@ def resume(tx: Tx, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended
     return Appended(Status.OK, head)
 
 
-def steer(tx: Tx, key: RunKey, text: str, idempotency_key: str) -> Status:
+def steer(tx: Tx, key: RunKey, text: str, idempotency_key: str, unread_max: int) -> Status:
     """Into the inbox of a run that has not ended."""
     row = find(tx, key)
     if row is None:
@@ -126,8 +126,7 @@ def steer(tx: Tx, key: RunKey, text: str, idempotency_key: str) -> Status:
         return Status.OK
     if State(row["state"]).terminal:
         return Status.GONE if row["gone"] else Status.ENDED
-    put_into_inbox(tx, row, text, idempotency_key)
-    return Status.OK
+    return Status.OK if put_into_inbox(tx, row, text, idempotency_key, unread_max) else Status.BUSY
 
 
 def inbox(tx: Tx, key: RunKey) -> list[InputItem]:
@@ -206,7 +205,3 @@ def _begin(tx: Tx, row: sqlite3.Row, events: Sequence[bytes]) -> None:
 
 def _save_checkpoint(tx: Tx, n: int, seq: int, data: bytes) -> None:
     tx.run("INSERT OR REPLACE INTO checkpoints (run, seq, data) VALUES (?, ?, ?)", n, seq, data)
-
-
-def _unread(tx: Tx, n: int) -> bool:
-    return tx.one("SELECT 1 FROM inbox WHERE run = ? AND read = 0 LIMIT 1", n) is not None

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+
 from msgspec.structs import replace
 
 from holdfast.domain.events import EventType
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Policy, Reason, State
 from holdfast.ports.store import RunRecord, Status
-from holdfast.testing.build import Draft, new_run
+from holdfast.testing.build import CALM, Draft, new_run
 from holdfast.testing.harness import StoreCase
 from holdfast.testing.rig import LEASE_MS, Rig
 
@@ -99,6 +102,32 @@ class Steering(StoreCase):
         await holder.finish()
         assert await rig.store.steer(holder.key, "x") is Status.ENDED
         assert await rig.store.steer(RunKey("local", "r_none"), "x") is Status.UNKNOWN
+
+    async def test_an_inbox_is_bounded_however_many_steer_at_once(self, rig: Rig) -> None:
+        """P7: judged in the step that takes the input, so that nobody can slip in between."""
+        holder = await rig.running()
+        answers = await asyncio.gather(*(rig.store.steer(holder.key, f"{n}", unread_max=3) for n in range(20)))
+        assert Counter(answers) == {Status.OK: 3, Status.BUSY: 17}
+        limits = replace(CALM, queued_behind_max=3)
+        refused = await rig.store.create(new_run(policy=Policy.STEER, limits=limits))
+        assert refused.status is Status.BUSY
+        assert refused.record is not None
+        assert refused.record.key == holder.key
+        items = await rig.store.inbox(holder.key)
+        assert len(items) == 3
+        await holder.append(*_steered(*(item.input for item in items)), consumed=items[-1].n)
+        assert await rig.store.steer(holder.key, "room again", unread_max=3) is Status.OK
+
+    async def test_a_full_inbox_still_knows_what_it_took(self, rig: Rig) -> None:
+        """The key is looked up before the bound: a client whose reply was lost must not hear that it was refused."""
+        holder = await rig.running()
+        limits = replace(CALM, queued_behind_max=2)
+        new = new_run(policy=Policy.STEER, limits=limits, idempotency_key="a")
+        assert (await rig.store.create(new)).status is Status.STEERED
+        assert await rig.store.steer(holder.key, "one", "k", unread_max=2) is Status.OK
+        assert await rig.store.steer(holder.key, "two", "l", unread_max=2) is Status.BUSY
+        assert await rig.store.steer(holder.key, "one", "k", unread_max=2) is Status.OK
+        assert (await rig.store.create(new)).status is Status.STEERED
 
     async def test_renew_tells_the_worker_of_unread_input(self, rig: Rig) -> None:
         """A lost wake costs at most one renewal."""

@@ -166,7 +166,7 @@ class Walker:
 
     async def _steer(self) -> None:
         if key := self._any():
-            status = await self._rig.store.steer(key, "and this")
+            status = await self._rig.store.steer(key, "and this", unread_max=BEHIND_MAX)
             self._note(f"steer {key.run}", status)
             assert status is self._model.steer(key)
 

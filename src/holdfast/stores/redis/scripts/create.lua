@@ -29,7 +29,7 @@ local active = active_uid and find(active_uid) or nil
 local behind = call('ZRANGE', behind_key(suid), 0, -1)
 
 if policy == 'steer' and active then
-  put_into_inbox(active, input, idem)
+  if not put_into_inbox(active, input, idem, behind_max) then return {'busy', record(active)} end
   for _, field in ipairs(steer_fields) do
     call('HSET', steers, field, body_hash .. '\n' .. active.uid)
     call('SADD', P .. 'steers_of:' .. active.uid, field)

@@ -5,5 +5,4 @@ local row = find(ARGV[1])
 if not row then return 'unknown' end
 if knows(row, ARGV[3]) then return 'ok' end
 if terminal(row) then return row.gone and 'gone' or 'ended' end
-put_into_inbox(row, ARGV[2], ARGV[3])
-return 'ok'
+return put_into_inbox(row, ARGV[2], ARGV[3], tonumber(ARGV[4])) and 'ok' or 'busy'

@@ -4,12 +4,14 @@ local function knows(row, key)
   return key ~= '' and call('SISMEMBER', P .. 'inboxkeys:' .. row.uid, key) == 1
 end
 
--- Hand an input to a run that has not ended; once per idempotency key.
-local function put_into_inbox(row, text, key)
-  if knows(row, key) then return end
+-- Hand an input to a run that has not ended, once per idempotency key; false where `most` are unread.
+local function put_into_inbox(row, text, key, most)
+  if knows(row, key) then return true end
+  if row.inbox_n - row.inbox_read >= most then return false end
   local n = row.inbox_n + 1
   call('XADD', inbox_key(row.uid), string.format('%d-0', n), 'k', key, 'i', text)
   if key ~= '' then call('SADD', P .. 'inboxkeys:' .. row.uid, key) end
   set(row, {inbox_n = n})
   wake('control')
+  return true
 end
