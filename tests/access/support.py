@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from holdfast.aio import settle
 from tests.gateway.support import Site, site
 
 SECRET = "a secret of more than thirty-two bytes"
@@ -78,7 +79,7 @@ async def issuer() -> AsyncIterator[Issuer]:
         yield made
     finally:
         server.close()
-        await asyncio.wait_for(asyncio.gather(*made.tasks), 5)
+        assert not await settle(made.tasks, 5)
 
 
 @asynccontextmanager

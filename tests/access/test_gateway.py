@@ -1,6 +1,7 @@
 """Every path, asked by nobody, by strangers, and by another tenant: nothing leaks, nothing stops."""
 
 import asyncio
+import io
 import json
 import re
 import time
@@ -8,14 +9,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
+from holdfast.app import Runtime
+from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import State
 from holdfast.gateway import access, api_keys
 from holdfast.gateway.access import OPEN
 from holdfast.gateway.app import OPERATIONS
 from holdfast.gateway.routes import Operation
+from holdfast.telemetry import Log
 from holdfast.testing import build
 from tests.access.support import ALICE, BOB, READER, bearer, keyed, token
 from tests.access.test_tokens import BAD
@@ -206,6 +211,30 @@ async def test_withdrawn_keys_are_refused_at_once(tmp_path: Path, monkeypatch: p
         path.write_text("")
         assert (await here.http.get("/api/runs", headers=bearer(ALICE))).status_code == 401
         assert (await here.http.get("/api/runs")).status_code == 401, "no key at all is not the same as keyless"
+
+
+async def test_keys_that_cannot_be_read_are_said_and_the_old_ones_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/readyz stays ready, as whoever could enter still can, and says what is wrong."""
+    monkeypatch.setattr(api_keys, "_LOOK_S", 0.0)
+    path = tmp_path / "keys"
+    path.write_text(f"alice:{ALICE}\n")
+    settings = Settings(
+        port=0, in_process=True, store=f"sqlite:///{tmp_path}/h.db", api_keys_file=str(path), profile="production"
+    )
+    async with (
+        Runtime(settings, ["tests.startup.agents:good"], log=Log(stream=io.StringIO())) as runtime,
+        httpx2.AsyncClient(base_url=runtime.url) as http,
+    ):
+        path.write_text("alice\n")
+        assert (await http.get("/api/runs", headers=bearer(ALICE))).status_code == 200
+        part = (await http.get("/readyz")).json()["parts"]["access"]
+        assert part["ok"] is True
+        assert "line 1 is not name:key" in part["why"]
+        path.write_text(f"alice:{ALICE}\n")
+        assert (await http.get("/api/runs", headers=bearer(ALICE))).status_code == 200
+        assert "access" not in (await http.get("/readyz")).json()["parts"]
 
 
 async def test_what_is_logged_holds_no_key(tmp_path: Path) -> None:

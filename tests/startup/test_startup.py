@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from holdfast.app import StartError, startup
+from holdfast.app import StartError, check, startup
 from holdfast.app.startup import Outcome, Startup, table
+from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.telemetry import Log
 from tests.redis_server import RedisServer
 from tests.startup.cases import CASES, PAGE, PROFILES, Case, expected, start, table_of
 from tests.system.support import Http, Process, free_port, full, until
+from tests.system.support import ended as gone
 
 pytestmark = pytest.mark.timeout(60)
 FIRST = {case.part: case for case in reversed(CASES)}
@@ -109,6 +112,36 @@ async def test_every_failure_is_in_one_report() -> None:
     assert caught.value.report is made
 
 
+async def test_what_a_phase_began_ends_with_a_start_that_is_cut_short() -> None:
+    """A signal cancels the start: the phase at work is part of it, and must not load agents on behind its back."""
+    made, ended = Startup(Log()), asyncio.Event()
+
+    async def works() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    running = asyncio.ensure_future(made.run("tools", works, limit_s=60))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+    assert running.cancelled()
+    assert ended.is_set()
+
+
+def test_check_judges_a_place_that_serve_would_make(tmp_path: Path) -> None:
+    """It says what `serve` would come to, and leaves nothing behind: neither the directory nor the file."""
+    settings = Settings(store=f"sqlite:///{tmp_path}/new/deep/h.db", in_process=True)
+    report = check(settings, ["tests.startup.agents:good"], Log())
+    assert {found.phase: found.outcome for found in report.findings}["store"] is Outcome.OK, table(report)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    report = check(Settings(store=f"sqlite:///{tmp_path}/file/h.db"), ["tests.startup.agents:good"], Log())
+    assert [found.phase for found in report.broken] == ["store"]
+
+
 # real processes
 
 
@@ -186,6 +219,20 @@ def test_a_signal_ends_a_start_that_waits(tmp_path: Path, ended: list[Process]) 
         server.signal(signal.SIGTERM)
         assert server.wait(20) == 0
         kept[0].close()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_start_whose_agents_hang_in_their_import(tmp_path: Path, ended: list[Process]) -> None:
+    """What it began ends with it: the process that loads them hears nothing, and is killed."""
+    (tmp_path / "hangs.py").write_text("import time\n\ntime.sleep(600)\n")
+    server = Process("hanging", ["serve", "hangs:agent", "--port", str(free_port())], tmp_path)
+    ended.append(server)
+    loads = until(
+        lambda: [p for p in psutil.Process(server.pid).children() if "app.child" in " ".join(p.cmdline())], ""
+    )
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+    until(lambda: all(map(gone, loads)), "nothing is left behind", 10)
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from pydantic_ai.tools import DeferredToolResults, ToolApproved, ToolDenied
 from holdfast.agents.checkpoint import Finished
 from holdfast.agents.results import args_of, jsonable
 from holdfast.domain.errors import RunEnded
-from holdfast.domain.events import bounded
 from holdfast.domain.runs import Reason
 from holdfast.ports.agent import Request
 
@@ -31,7 +30,7 @@ def requests_of(deferred: DeferredToolRequests, open_calls: Sequence[ToolCallPar
         Request(
             part.tool_call_id,
             part.tool_name,
-            bounded(args_of(part)),
+            args_of(part),
             "approval" if part.tool_call_id in approvals else "call",
             jsonable(deferred.metadata.get(part.tool_call_id, {})),
         )

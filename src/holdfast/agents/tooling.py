@@ -145,7 +145,7 @@ class ToolRunner:
         name = call.tool_call_id
         self.seen.add(name)
         if name in self.finished:
-            return replayed(self.finished[name])
+            return _replayed(self.finished[name])
         if name in self.asked and not approved:
             raise ApprovalRequired if self.asked[name] == APPROVAL else CallDeferred
         if name in self.in_flight and not (tool_def.metadata or {}).get(IDEMPOTENT):
@@ -350,8 +350,7 @@ def _outcome(task: asyncio.Task[_Caught]) -> Any:
     return value
 
 
-def replayed(done: Finished) -> Any:
-    """What a call of an earlier attempt gave."""
+def _replayed(done: Finished) -> Any:
     part = done.part
     said = part.content if isinstance(part.content, str) else part.model_response_str()
     match part.outcome:

@@ -7,21 +7,18 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 from urllib.parse import urlsplit
 
 from holdfast.app.entry import make_access
 from holdfast.app.observing import end, look_at_sinks, observe
-from holdfast.app.runtime import MODELS_S, STORE_S, refuse_lonely
-from holdfast.app.startup import Startup
+from holdfast.app.runtime import refuse_lonely
+from holdfast.app.startup import MODELS_S, SHORT_S, STORE_S, Startup
 from holdfast.app.trial import LOAD_S, try_agents
 from holdfast.app.upstream import find_model
 from holdfast.config import Settings
-from holdfast.stores.opening import open_store
-from holdfast.stores.sqlite.connect import MEMORY
+from holdfast.stores.opening import StoreError, open_store
+from holdfast.stores.sqlite.connect import MEMORY, file_of
 from holdfast.telemetry import Log
-
-_SHORT_S: Final = 5.0
 
 
 def check(settings: Settings, specs: Sequence[str], log: Log) -> Startup:
@@ -37,12 +34,12 @@ def check(settings: Settings, specs: Sequence[str], log: Log) -> Startup:
 
 async def _check(settings: Settings, specs: Sequence[str], log: Log) -> Startup:
     startup = Startup(log)
-    await startup.run("settings", partial(_settings, settings, log), limit_s=_SHORT_S)
+    await startup.run("settings", partial(_settings, settings, log), limit_s=SHORT_S)
     await startup.run("store", partial(_store, settings.store), limit_s=STORE_S, tries=3)
     await startup.run("models", partial(find_model, settings), limit_s=MODELS_S, tries=2)
     if settings.worker:
-        await startup.run("tools", partial(_tools, settings, specs), limit_s=LOAD_S + _SHORT_S)
-    await startup.run("telemetry", partial(_telemetry, settings, log), limit_s=_SHORT_S)
+        await startup.run("tools", partial(try_agents, settings, specs), limit_s=LOAD_S + SHORT_S)
+    await startup.run("telemetry", partial(_telemetry, settings, log), limit_s=SHORT_S)
     return startup
 
 
@@ -52,21 +49,19 @@ async def _settings(settings: Settings, log: Log) -> None:
 
 
 async def _store(url: str) -> None:
-    """Open it as a second process does; where SQLite's file is not there yet, see whether one could be beside it."""
-    path = (
-        Path(url.removeprefix("sqlite:///")) if urlsplit(url).scheme == "sqlite" and not url.endswith(MEMORY) else None
-    )
-    if path is None or path.exists():
+    """Open it as a second process does; where SQLite's file is not there yet, see whether `serve` could make it."""
+    path = Path(file_of(url)) if urlsplit(url).scheme == "sqlite" else None
+    if path is None or str(path) == MEMORY or path.exists():
         store = await open_store(url)
         await store.close()
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".holdfast-check-") as directory:
-        store = await open_store(f"sqlite:///{directory}/{path.name}", own=True)
-        await store.close()
-
-
-async def _tools(settings: Settings, specs: Sequence[str]) -> None:
-    await try_agents(settings, specs)
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".holdfast-check-") as directory:
+            store = await open_store(f"sqlite:///{directory}/{path.name}", own=True)
+            await store.close()
+    except OSError as error:
+        raise StoreError(f"cannot make {path} in {place}: {error}; give another --store") from error
 
 
 async def _telemetry(settings: Settings, log: Log) -> str:

@@ -28,8 +28,10 @@ class Readiness:
         settings: Settings,
         worker: Callable[[], tuple[str, str]],
         draining: Callable[[], bool],
+        access: Callable[[], str],
     ) -> None:
-        """Take what is asked; `worker` answers its name, and why it does not work or ""."""
+        """Take what is asked; `worker` answers its name, and why it does not work or ""; `access` the latter alone."""
+        self._access = access
         self._draining = draining
         self._store = store
         self._settings = settings
@@ -38,10 +40,12 @@ class Readiness:
         self._model: tuple[float, dict[str, Any]] | None = None
 
     async def __call__(self) -> dict[str, Any]:
-        """`{"ready", "parts": {store, worker, model?}}`; every part with `ok` and, if not, `why`."""
+        """`{"ready", "parts": {store, worker, model?, access?}}`; every part with `ok` and, if not, `why`."""
         parts = {"store": await self._store_part(), "worker": await self._worker_part()}
         if self._upstream:
             parts["model"] = await self._model_part()
+        if problem := self._access():  # whoever could enter still can, so that runs are taken
+            parts["access"] = {"ok": True, "why": problem}
         if self._draining():
             parts["server"] = {"ok": False, "why": "draining"}
         return {"ready": all(part["ok"] for part in parts.values()), "parts": parts}

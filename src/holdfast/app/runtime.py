@@ -16,7 +16,7 @@ from holdfast.app.errors import StartError
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
 from holdfast.app.readiness import Readiness
 from holdfast.app.remote import RemoteWorkers
-from holdfast.app.startup import Startup
+from holdfast.app.startup import MODELS_S, READY_S, SHORT_S, STORE_S, Startup
 from holdfast.app.supervisor import Supervisor
 from holdfast.app.trial import LOAD_S, try_agents
 from holdfast.app.upstream import find_model
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from holdfast.app.threads import WorkerThread
 
 
-STORE_S: Final = 15.0
-MODELS_S: Final = 8.0
-_SHORT_S: Final = 5.0
-_READY_S: Final = 15.0
 _LOOK_S: Final = 2.0  # between two looks for a model that was missing at the start
 
 
@@ -116,14 +112,14 @@ class Runtime:
     async def _start(self) -> None:
         """Every phase that can run, then the report of those that failed."""
         start, own = self.startup.run, ("settings",)
-        await start("settings", self._settle_settings, limit_s=_SHORT_S)
+        await start("settings", self._settle_settings, limit_s=SHORT_S)
         await start("store", self._open_store, needs=own, limit_s=STORE_S, tries=3)
         await start("models", partial(find_model, self.settings), needs=own, limit_s=MODELS_S, tries=2)
-        await start("tools", self._start_tools, needs=own, limit_s=LOAD_S + _SHORT_S)
-        await start("telemetry", partial(look_at_sinks, self.log), needs=own, limit_s=_SHORT_S)
-        await start("recovery", self._recover, needs=("store", "tools"), limit_s=_SHORT_S)
+        await start("tools", self._start_tools, needs=own, limit_s=LOAD_S + SHORT_S)
+        await start("telemetry", partial(look_at_sinks, self.log), needs=own, limit_s=SHORT_S)
+        await start("recovery", self._recover, needs=("store", "tools"), limit_s=SHORT_S)
         self._judge()
-        await start("ready", self._start_gateway, needs=("store", "tools", "recovery"), limit_s=_READY_S)
+        await start("ready", self._start_gateway, needs=("store", "tools", "recovery"), limit_s=READY_S)
         self._judge()
 
     def _judge(self) -> None:
@@ -197,7 +193,11 @@ class Runtime:
         settings = self.settings
         self.sessions = Sessions(self.store, settings, self.log, lambda: self.worker.agents, self.worker)
         ready = Readiness(
-            self.store, settings, lambda: (self.worker.name, self.worker.why), lambda: self.sessions.draining
+            self.store,
+            settings,
+            lambda: (self.worker.name, self.worker.why),
+            lambda: self.sessions.draining,
+            self.access.problem,
         )
         self.app = create_app(
             self.sessions,

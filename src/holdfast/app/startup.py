@@ -27,6 +27,10 @@ from holdfast.stores.errors import StoreError, StoreTaken
 from holdfast.telemetry import Log
 
 PHASES: Final = ("settings", "store", "models", "tools", "telemetry", "recovery", "ready")
+STORE_S: Final = 15.0
+MODELS_S: Final = 8.0
+READY_S: Final = 15.0
+SHORT_S: Final = 5.0  # of every other phase
 PAUSE_S: Final = 0.5  # between two tries of a phase
 _CANCEL_S: Final = 1.0
 _WHY_MAX: Final = 4000
@@ -68,7 +72,6 @@ class Startup:
         """Begin now."""
         self.findings: list[Finding] = []
         self._log = log
-        self._began = time.monotonic()
         self.taken = False
         self._owner = Owner(lambda name, error: None)  # what a phase raises is in its finding
 
@@ -152,9 +155,13 @@ class Startup:
     async def _try(self, work: Callable[[], Awaitable[str | None]], phase: str, limit_s: float) -> tuple[str, str]:
         """Why it failed, and what is degraded."""
         task = self._owner.spawn(_as_coroutine(work), f"start {phase}")
-        if await settle([task], limit_s):
-            task.cancel()
-            await settle([task], _CANCEL_S)
+        try:
+            late = await settle([task], limit_s)
+        except asyncio.CancelledError:
+            await _give_up(task)
+            raise
+        if late:
+            await _give_up(task)
             return f"not done within {limit_s:.0f} s; see what it waits on, and start again", ""
         try:
             return "", task.result() or ""
@@ -183,6 +190,12 @@ def table(startup: Startup) -> list[str]:
         lines.append(f"  {found.phase:<10} {found.outcome:<9} {time_ms:>9}  {first}".rstrip())
         lines += [f"  {'':<10} {'':<9} {'':>9}  {line}" for line in rest]
     return lines
+
+
+async def _give_up(task: asyncio.Task[str | None]) -> None:
+    """Cancel it; what ignores that is left behind."""
+    task.cancel()
+    await settle([task], _CANCEL_S)
 
 
 async def _as_coroutine(work: Callable[[], Awaitable[str | None]]) -> str | None:

@@ -114,10 +114,14 @@ class Supervisor:
         """
         self._guard.tend()
         process = self._spawn()
-        why = await until_ready(process)
+        why = "the start was cut short"
+        try:
+            why = await until_ready(process)
+        finally:
+            if why:
+                await self._discard(process)
+                await self._guard.close()
         if why:
-            await self._discard(process)
-            await self._guard.close()
             raise StartError(why if why.startswith("cannot start") else f"cannot start: {why}")
         self.agents = process.agents
         self._put_to_work(process)

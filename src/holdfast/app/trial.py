@@ -10,14 +10,13 @@ from typing import Final
 from holdfast.app.errors import StartError
 from holdfast.app.process import WorkerProcess
 from holdfast.config import Settings
-from holdfast.ports.agent import AgentInfo
 
 LOAD_S: Final = 60.0
 _LOOK_S: Final = 0.01
 _REAP_S: Final = 2.0
 
 
-async def try_agents(settings: Settings, specs: Sequence[str]) -> list[AgentInfo]:
+async def try_agents(settings: Settings, specs: Sequence[str]) -> None:
     """Load them, and end the process that did.
 
     Raises:
@@ -27,7 +26,6 @@ async def try_agents(settings: Settings, specs: Sequence[str]) -> list[AgentInfo
     try:
         if why := await until_ready(process):
             raise StartError(why)
-        return process.agents
     finally:
         process.kill()
         until = time.monotonic() + _REAP_S

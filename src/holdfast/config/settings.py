@@ -24,9 +24,6 @@ _ENV_OTHERS = frozenset(
 )
 
 
-SECRETS = frozenset({"api_keys", "jwt_secret"})  # for the gateway alone: never shown, never given to a worker
-
-
 class SettingsError(Exception):
     """A setting is unknown or out of its range; the text names each, where it came from, and the remedy."""
 
@@ -145,6 +142,10 @@ class Settings(BaseModel):
     def _from_json(cls, value: Any) -> Any:
         """The environment has one string for the whole table."""
         return json.loads(value) if isinstance(value, str) else value
+
+
+# For the gateway alone: never shown, never given to a worker.
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is SecretStr)
 
 
 def load(
