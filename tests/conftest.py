@@ -28,14 +28,22 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=any(os.environ.get(name) for name in MODE))
 def broken_telemetry():
-    """In `make telemetry-modes` only: engines and runtimes in this process have the mode's tracer, too."""
+    """In `make telemetry-modes` only: engines and runtimes in this process have the mode's tracer, too.
+
+    A test that gives a tracer or an endpoint of its own keeps it.
+    """
     from holdfast.app import observing, runtime
     from holdfast.config import Settings
     from holdfast.telemetry import Log
 
     mode = {name.removeprefix("HOLDFAST_").lower(): os.environ.get(name, "") for name in MODE}
     observe, log = observing.observe, Log()
-    runtime.observe = lambda settings, log, **more: observe(settings.model_copy(update=mode), log, **more)
+
+    def with_mode(settings, log, **more):
+        missing = {name: value for name, value in mode.items() if not getattr(settings, name)}
+        return observe(settings.model_copy(update=missing), log, **more)
+
+    runtime.observe = with_mode
     Log.telemetry = observe(Settings.model_validate(mode), log)
     yield
     runtime.observe = observe
