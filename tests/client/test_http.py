@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, suppress
 
 import httpx2
 import pytest
@@ -263,28 +264,21 @@ class Speaks:
 
     def _serve(self) -> None:
         self._listener.settimeout(0.05)
-        taken = []
-        while not self._ending.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            self.asked += 1
-            connection.settimeout(0.5)
-            try:
-                connection.recv(65536)
-                connection.sendall(self._greeting)
-                while self._again and not self._ending.wait(0.02):
-                    connection.sendall(self._again)
-            except OSError:
-                pass
-            if self._again:
-                connection.close()
-            else:
-                connection.shutdown(socket.SHUT_WR)
-                taken.append(connection)
-        for connection in taken:
-            connection.close()
+        with ExitStack() as taken:
+            while not self._ending.is_set():
+                with suppress(TimeoutError):
+                    connection, _ = self._listener.accept()
+                    self._speak(taken.enter_context(connection))
+
+    def _speak(self, connection: socket.socket) -> None:
+        self.asked += 1
+        connection.settimeout(0.5)
+        with suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(self._greeting)
+            while self._again and not self._ending.wait(0.02):
+                connection.sendall(self._again)
+            connection.shutdown(socket.SHUT_WR)
 
 
 async def follow(form: str, url: str) -> None:
