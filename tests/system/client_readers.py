@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import anyio
@@ -30,7 +35,32 @@ def follow_async(url: str, run: str, heard: Heard, silence_s: float = 10.0) -> l
     return anyio.run(read)
 
 
-FOLLOWS: tuple[Follow, ...] = (follow_sync, follow_async)
+def follow_js(url: str, run: str, heard: Heard, silence_s: float = 10.0) -> list[dict[str, Any]]:
+    """The JavaScript client, under Node."""
+    backoff = {"firstS": QUICK.first_s, "maxS": QUICK.max_s, "attempts": QUICK.attempts}
+    job = {"url": url, "run": run, "silenceS": silence_s, "backoff": backoff}
+    script = Path(__file__).with_name("reader.mjs")
+    events: list[dict[str, Any]] = []
+    with (
+        TemporaryFile("w+") as complaints,
+        subprocess.Popen([str(NODE), script, json.dumps(job)], stdout=subprocess.PIPE, stderr=complaints) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            told = json.loads(line)
+            if "event" in told:
+                events.append(told["event"])
+            else:
+                state, wait_s, cause, failures = (told["state"][k] for k in ("state", "waitS", "cause", "failures"))
+                heard.append(Connection(state, wait_s, cause, failures))
+        process.wait(10)
+        complaints.seek(0)
+        assert process.returncode == 0, complaints.read()
+    return events
+
+
+NODE = shutil.which("node")
+FOLLOWS: tuple[Follow, ...] = (follow_sync, follow_async, *((follow_js,) if NODE else ()))
 
 
 class Behind:
