@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import httpx2
 
-from holdfast.client import Backoff, Client
+from holdfast.client import AsyncClient, Backoff, Client
 
 RUN = "r_1"
 
@@ -28,6 +28,11 @@ class FakeLog:
         """A client of this server that notes its waits instead of waiting."""
         backoff = Backoff(attempts=attempts, sleep=self.waits.append)
         return Client("http://log.test", transport=httpx2.MockTransport(self._answer), backoff=backoff)
+
+    def async_client(self, *, attempts: int = 5) -> AsyncClient:
+        """An asynchronous client of this server, which waits for next to nothing."""
+        backoff = Backoff(first_s=1e-6, max_s=1e-6, attempts=attempts)
+        return AsyncClient("http://log.test", transport=httpx2.MockTransport(self._answer), backoff=backoff)
 
     def event(self, seq: int) -> dict[str, object]:
         """An event of the log."""
@@ -60,12 +65,16 @@ class FakeLog:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=_Stream(frames))
 
 
-class _Stream(httpx2.SyncByteStream):
+class _Stream(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     def __init__(self, frames: Iterator[bytes]) -> None:
         self._frames = frames
 
     def __iter__(self) -> Iterator[bytes]:
         return self._frames
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for frame in self._frames:
+            yield frame
 
 
 def cut(after_frames: int, error: Exception | None = None, *, torn: bool = False, again: int = 0) -> Frames:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import ExitStack, suppress
 
 import httpx2
 import pytest
 
-from holdfast.client import ApiError, Backoff, Client, ServerUnreachable
+from holdfast.client import (
+    ApiError,
+    AsyncClient,
+    Backoff,
+    Client,
+    Conflict,
+    Forbidden,
+    Gone,
+    NotFound,
+    RateLimited,
+    ServerUnreachable,
+    Unauthorized,
+    Unavailable,
+)
 
 
 def client_of(answer) -> Client:
@@ -155,3 +172,174 @@ def test_silence_counts_as_an_interruption():
             connection.close()
     assert "ReadTimeout" in heard[0]
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, Unauthorized),
+        (403, Forbidden),
+        (404, NotFound),
+        (409, Conflict),
+        (410, Gone),
+        (429, RateLimited),
+        (503, Unavailable),
+    ],
+)
+def test_each_kind_of_refusal_has_its_class(status, kind):
+    """Callers catch what they can handle, by type."""
+    problem = {"code": "c", "detail": "d", "remedy": "r", "retryable": False}
+    with client_of(lambda request: httpx2.Response(status, json=problem)) as client, pytest.raises(kind) as caught:
+        client.record("r_1")
+    assert (caught.value.code, caught.value.remedy, caught.value.retryable) == ("c", "r", False)
+
+
+def busy(times: int, status: int = 429, retry_after: str = "7"):
+    """A server that refuses so many times, and then answers; how often it was asked."""
+    seen: list[str | None] = []
+
+    def answer(request):
+        seen.append(request.headers.get("idempotency-key"))
+        if len(seen) > times:
+            return httpx2.Response(201, json={"id": "r_1"})
+        problem = {"code": "rate_limited", "detail": "too many", "remedy": "wait", "retryable": True}
+        return httpx2.Response(status, json=problem, headers={"retry-after": retry_after})
+
+    return answer, seen
+
+
+def test_a_busy_server_is_asked_again_when_it_says():
+    """Retry-After is obeyed, and the repeat has the same key: it makes no second run."""
+    answer, seen = busy(2)
+    waits: list[float] = []
+    with Client("http://s", transport=httpx2.MockTransport(answer), backoff=Backoff(sleep=waits.append)) as client:
+        assert client.start("hello") == {"id": "r_1"}
+    assert waits == [7.0, 7.0]
+    assert len(set(seen)) == 1
+
+
+def test_a_busy_server_is_not_waited_for_longer_than_the_caller_allows():
+    """Every wait has a limit: what would be beyond it is raised at once, with what the server asked."""
+    for retry_after, busy_s in (("60", 30.0), ("1", 0.0)):
+        answer, seen = busy(99, retry_after=retry_after)
+        waits: list[float] = []
+        backoff = Backoff(sleep=waits.append)
+        with (
+            Client("http://s", transport=httpx2.MockTransport(answer), backoff=backoff, busy_s=busy_s) as client,
+            pytest.raises(RateLimited) as caught,
+        ):
+            client.start("hello")
+        assert caught.value.retry_after_s == float(retry_after)
+        assert (len(seen), waits) == (1, [])
+
+
+def test_retry_after_may_be_a_date():
+    """Proxies write dates."""
+    answer, _ = busy(1, 503, email.utils.formatdate(time.time() + 20, usegmt=True))
+    waits: list[float] = []
+    with Client("http://s", transport=httpx2.MockTransport(answer), backoff=Backoff(sleep=waits.append)) as client:
+        client.start("hello")
+    assert 15 < waits[0] <= 20
+
+
+class Speaks:
+    """A socket that says the same to everybody, whatever is asked, and so on for ever if told."""
+
+    def __init__(self, greeting: bytes, again: bytes = b"") -> None:
+        self._greeting, self._again = greeting, again
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._ending = threading.Event()
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._ending.set()
+        self._thread.join(5)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        self._listener.settimeout(0.05)
+        with ExitStack() as taken:
+            while not self._ending.is_set():
+                with suppress(TimeoutError):
+                    connection, _ = self._listener.accept()
+                    self._speak(taken.enter_context(connection))
+
+    def _speak(self, connection: socket.socket) -> None:
+        self.asked += 1
+        connection.settimeout(0.5)
+        with suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(self._greeting)
+            while self._again and not self._ending.wait(0.02):
+                connection.sendall(self._again)
+            connection.shutdown(socket.SHUT_WR)
+
+
+async def follow(form: str, url: str) -> None:
+    backoff = Backoff(first_s=0.001)
+    if form == "sync":
+        with Client(url, backoff=backoff, silence_s=2) as client:
+            list(client.follow("r_1"))
+    else:
+        async with AsyncClient(url, backoff=backoff, silence_s=2) as client:
+            _ = [event async for event in client.follow("r_1")]
+
+
+async def record(form: str, url: str) -> None:
+    if form == "sync":
+        with Client(url, answer_s=0.3) as client:
+            client.record("r_1")
+    else:
+        async with AsyncClient(url, answer_s=0.3, connect_s=0.3) as client:
+            await client.record("r_1")
+
+
+SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+GARBAGE = {
+    "mail": (b"220 mail.test ESMTP\r\n\r\n", ServerUnreachable, "no Holdfast server"),
+    "web page": (b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<html>", ApiError, "check that the address"),
+    "redirect": (b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", ApiError, "answered 302"),
+    "no json": (SSE + b"data: <html>\n\n", ServerUnreachable, "no Holdfast server"),
+    "no event": (SSE + b'data: {"hello": "there"}\n\n', ServerUnreachable, "no Holdfast server"),
+    "endless line": (SSE + b"data: " + b"x" * 700_000, ServerUnreachable, "no Holdfast server"),
+    "deep": (SSE + b"data: " + b"[" * 200_000 + b"\n\n", ServerUnreachable, "no Holdfast server"),
+    "not gzip": (
+        SSE[:-2] + b"content-encoding: gzip\r\n\r\nhello",
+        ServerUnreachable,
+        "no Holdfast server",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+@pytest.mark.parametrize("form", ["sync", "async"])
+async def test_what_is_no_holdfast_server_is_named_after_three_connections(name, form):
+    """Whoever follows at the wrong port learns it, in seconds, instead of watching a reconnect for ever."""
+    greeting, kind, words = GARBAGE[name]
+    with Speaks(greeting) as server, pytest.raises(kind, match=words):
+        await follow(form, server.url)
+    assert server.asked <= 3
+
+
+@pytest.mark.parametrize("form", ["sync", "async"])
+async def test_an_answer_that_drips_is_bounded_as_a_whole(form):
+    """A byte now and then resets every read timeout; the answer has a limit all the same."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{"
+    began = time.monotonic()
+    with Speaks(head, b" ") as server, pytest.raises(ServerUnreachable, match="in time"):
+        await record(form, server.url)
+    assert time.monotonic() - began < 5
+
+
+def test_the_client_imports_nothing_of_the_server():
+    """Who only follows runs waits for no agent library and no server to be imported."""
+    heavy = "pydantic pydantic_ai openai starlette uvicorn redis structlog prometheus_client sqlite3 holdfast.engine"
+    code = f"import sys, holdfast.client; print([m for m in {heavy.split()} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert found.stdout.strip() == "[]"

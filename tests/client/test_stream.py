@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.client import ApiError, ServerUnreachable
+from holdfast.client import ApiError, ServerUnreachable, Unauthorized
 from tests.client.fake_log import RUN, FakeLog, cut
 
 _errors = st.sampled_from(
@@ -25,6 +25,68 @@ def test_reader_gets_exactly_the_missing_suffix(length, script, after):
     log = FakeLog(length, script)
     with log.client() as client:
         assert [e["seq"] for e in client.events(RUN, after)] == list(range(after + 1, length + 1))
+
+
+@given(length=st.integers(1, 12), script=st.lists(_cuts, max_size=5), after=st.integers(0, 12))
+async def test_asynchronous_reader_gets_exactly_the_missing_suffix(length, script, after):
+    """The same promise for the client of a loop."""
+    after = min(after, length - 1)
+    log = FakeLog(length, script)
+    async with log.async_client() as client:
+        assert [e["seq"] async for e in client.follow(RUN, after)] == list(range(after + 1, length + 1))
+
+
+def test_states_of_the_connection_are_told_in_their_order():
+    """A page can say connecting, live, again in n s, and how it ended, without guessing."""
+    log = FakeLog(3, [cut(1), cut(0)])
+    heard = []
+    with log.client() as client:
+        events = client.follow(RUN, on_state=heard.append)
+        assert events.connection.state == "connecting"
+        assert next(events)["seq"] == 1
+        assert (events.connection.state, events.place) == ("live", "1-1")
+        assert [e["seq"] for e in events] == [2, 3]
+        assert (events.connection.state, events.place) == ("ended", "3-1")
+    told = [each.state for each in heard]
+    again = ["reconnecting", "connecting", "live"]
+    assert told == ["connecting", "live", *again, *again, "ended"]
+    assert [(each.wait_s, each.failures) for each in heard if each.state == "reconnecting"] == [
+        (log.waits[0], 1),
+        (log.waits[1], 2),
+    ]
+
+
+def test_leaving_and_failing_are_states_too():
+    """After a refusal, and after the caller left, nothing pretends to be live."""
+    log = FakeLog(3)
+    with log.client() as client:
+        with client.follow(RUN) as events:
+            next(events)
+        assert events.connection.state == "closed"
+        assert list(events) == []
+    refusal = {"code": "unauthorized", "detail": "no key", "remedy": "send one", "retryable": False}
+    log = FakeLog(3, [httpx2.Response(401, json=refusal)])
+    with log.client() as client:
+        events = client.follow(RUN)
+        with pytest.raises(Unauthorized):
+            next(events)
+        assert (events.connection.state, events.connection.cause) == ("failed", "unauthorized: no key")
+    assert len(log.asked) == 1
+
+
+def test_a_server_that_stays_silent_is_given_up(monkeypatch):
+    """P7: thirty seconds of silence are not thirty seconds of life, so half-open connections are counted, too."""
+    clock = [0.0]
+    monkeypatch.setattr("holdfast.client.stream.time.monotonic", lambda: clock[0])
+
+    def silent(log: FakeLog, after: int) -> Iterator[bytes]:
+        clock[0] += 30.0
+        raise httpx2.ReadTimeout("silent")
+        yield b""
+
+    log = FakeLog(3, [silent] * 9)
+    with log.client(attempts=3) as client, pytest.raises(ServerUnreachable, match="4 connections in a row"):
+        list(client.follow(RUN))
 
 
 def test_reconnect_names_the_event_it_has():

@@ -47,7 +47,7 @@ class Remote:
         from holdfast.client import Client
 
         try:
-            return Client(self.url, self._api_key)
+            return Client(self.url, self._api_key, busy_s=0.0)  # who types sees a refusal at once
         except ValueError as error:
             raise click.UsageError(f"--url {error}") from error
 

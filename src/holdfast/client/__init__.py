@@ -1,7 +1,41 @@
-"""A small synchronous client: start, watch, stop and inspect runs, from the offset that the reader names."""
+"""The client library: start, follow, stop, steer, decide; each run from the offset that the reader names.
 
-from holdfast.client.errors import ApiError, ClientError, ServerUnreachable
-from holdfast.client.http import DEFAULT_URL, Client
-from holdfast.client.stream import Backoff
+`Client` is synchronous, `AsyncClient` the same in coroutines. Importing it imports nothing of the server.
+"""
 
-__all__ = ["DEFAULT_URL", "ApiError", "Backoff", "Client", "ClientError", "ServerUnreachable"]
+from holdfast.client.async_http import AsyncClient, AsyncFollow
+from holdfast.client.calls import DEFAULT_URL
+from holdfast.client.errors import (
+    ApiError,
+    ClientError,
+    Conflict,
+    Forbidden,
+    Gone,
+    NotFound,
+    RateLimited,
+    ServerUnreachable,
+    Unauthorized,
+    Unavailable,
+)
+from holdfast.client.http import Client, Follow
+from holdfast.client.stream import Backoff, Connection
+
+__all__ = [
+    "DEFAULT_URL",
+    "ApiError",
+    "AsyncClient",
+    "AsyncFollow",
+    "Backoff",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "Connection",
+    "Follow",
+    "Forbidden",
+    "Gone",
+    "NotFound",
+    "RateLimited",
+    "ServerUnreachable",
+    "Unauthorized",
+    "Unavailable",
+]

@@ -7,20 +7,23 @@ The rules, which any client can follow (docs/protocol.md):
   with jitter. Thirty seconds without a byte (keepalives count) is an interruption too;
 - `resync` says that the log never had our place: forget what was shown and begin anew. `gone` ends it,
   `unavailable` is an interruption;
-- 204 says that we already have the terminal event.
+- 204 says that we already have the terminal event;
+- what speaks no HTTP, or sends frames that are no events, three times in a row, is no server of ours.
+
+This module decides and does no I/O: the synchronous and the asynchronous client ask it what comes next.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple
 
 import httpx2
 import msgspec
 
-from holdfast.client.errors import ApiError, ServerUnreachable, api_error
+from holdfast.client.errors import ApiError, ClientError, Reply, ServerUnreachable, api_error, class_of, unexpected
 from holdfast.domain.errors import CATALOGUE
 from holdfast.domain.events import EVENT_BYTES_MAX, TERMINAL, decode_event
 from holdfast.domain.ids import EventId, parse_event_id
@@ -29,13 +32,46 @@ Event = dict[str, Any]
 OnInterrupt = Callable[[str, float], None]
 
 RESYNC: Final = "resync"
+FRAME_BYTES_MAX: Final = 2 * EVENT_BYTES_MAX
+REFUSAL_BYTES_MAX: Final = 256 * 1024
+SSE_TYPE: Final = "text/event-stream"
 _GONE: Final = "gone"
 _UNAVAILABLE: Final = "unavailable"
 _RETRY_AFTER_S_MAX: Final = 60.0
+_GARBLED_MAX: Final = 3
+_NO_HTTP: Final = ("illegal ", "Receive buffer too long")  # how h11 says that these bytes are no HTTP
+
+ConnectionState = Literal["connecting", "live", "reconnecting", "ended", "failed", "closed"]
+
+
+class Connection(NamedTuple):
+    """How a follow stands with its server.
+
+    Attributes:
+        state: connecting; live; reconnecting, in `wait_s`; ended with the run; failed for good; closed by the caller.
+        wait_s: While reconnecting, how long until the next attempt.
+        cause: While reconnecting or failed, what happened.
+        failures: How many connections in a row brought nothing new.
+    """
+
+    state: ConnectionState
+    wait_s: float = 0.0
+    cause: str = ""
+    failures: int = 0
+
+
+OnState = Callable[[Connection], None]
 
 
 class Backoff(NamedTuple):
-    """How an interrupted reader comes back. `attempts` counts those in a row that brought nothing new."""
+    """How an interrupted reader comes back.
+
+    Attributes:
+        first_s: The first wait; each further one is twice as long.
+        max_s: The longest wait.
+        attempts: How many in a row may bring nothing new.
+        sleep: How the synchronous client waits.
+    """
 
     first_s: float = 1.0
     max_s: float = 30.0
@@ -74,106 +110,183 @@ class Place:
     def request(self) -> tuple[dict[str, str], dict[str, str]]:
         """Query and headers that name this place."""
         query = {"after": str(self.seq)} if self.seq else {}
-        headers = {"Accept": "text/event-stream"}
+        headers = {"Accept": SSE_TYPE}
         if self.at.epoch is not None:
             headers["Last-Event-ID"] = str(self.at)
         return query, headers
 
 
-class _Interrupted(Exception):
+class Interrupted(Exception):
     """The connection is of no more use, and the run has not ended."""
 
 
-def follow(
-    http: httpx2.Client,
-    path: str,
-    place: Place,
-    *,
-    backoff: Backoff,
-    silence_s: float,
-    on_interrupt: OnInterrupt,
-) -> Iterator[Event]:
-    """Yield events from `place` on until the terminal one, resuming after every interruption.
+class _Garbled(Interrupted):
+    """What came is not what a Holdfast server sends."""
 
-    Raises:
-        ApiError: The server refused for good: unknown_run, gone, unauthorized.
-        ServerUnreachable: `backoff.attempts` connections in a row brought nothing.
+
+Broken = Interrupted | httpx2.RequestError | TimeoutError | ApiError
+BROKEN: Final = (Interrupted, httpx2.RequestError, TimeoutError, ApiError)
+
+
+class Reading:
+    """One log on its way to us: the place, the connection, what each failure means.
+
+    Attributes:
+        connection: How it stands.
+        over: Whether everything was read.
     """
-    failures = 0
-    while True:
-        before, opened = place.at, time.monotonic()
-        least_s = 0.0
-        try:
-            if (yield from _read(http, path, place, silence_s)):
-                return
-            cause = "the stream closed before the terminal event"
-        except _Interrupted as error:
-            cause = str(error)
-        except httpx2.TransportError as error:
-            cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        except ApiError as error:
-            if not error.retryable:
-                raise
-            cause = error.detail
-            least_s = min(error.retry_after_s or 0.0, _RETRY_AFTER_S_MAX)
-        if place.at != before or time.monotonic() - opened >= silence_s:
-            failures = 0
-        failures += 1
-        if failures > backoff.attempts:
-            raise ServerUnreachable(
-                str(http.base_url), f"{failures} connections in a row brought no new event, the last: {cause}"
-            )
-        wait_s = max(least_s, backoff.wait_s(failures))
-        on_interrupt(cause, wait_s)
-        backoff.sleep(wait_s)
 
+    def __init__(
+        self, url: str, path: str, place: Place, backoff: Backoff, silence_s: float, on_state: OnState | None
+    ) -> None:
+        self.path = path
+        self.place = place
+        self.over = False
+        self.connection = Connection("connecting")
+        self.silence_s = silence_s
+        self._url = url
+        self.backoff = backoff
+        self._on_state = on_state
+        self._failures = 0
+        self._garbled = 0
+        self._began: EventId = place.at
+        self._opened_at = 0.0
 
-def _read(http: httpx2.Client, path: str, place: Place, silence_s: float) -> Generator[Event, None, bool]:
-    """One connection; whether the log is read to its end."""
-    query, headers = place.request()
-    timeout = httpx2.Timeout(silence_s, connect=min(10.0, silence_s))
-    with http.stream("GET", path, params=query, headers=headers, timeout=timeout) as response:
+    @property
+    def timeout(self) -> httpx2.Timeout:
+        """Of one connection."""
+        return httpx2.Timeout(self.silence_s, connect=min(10.0, self.silence_s))
+
+    def connect(self) -> tuple[dict[str, str], dict[str, str]]:
+        """A connection is about to be made; its query and its headers."""
+        self._began, self._opened_at = self.place.at, time.monotonic()
+        self.tell("connecting", failures=self._failures)
+        return self.place.request()
+
+    def opened(self, response: httpx2.Response) -> bool:
+        """The headers of 200 or 204 came; whether a stream follows.
+
+        Raises:
+            ApiError: What answers is no Holdfast server.
+        """
         if response.status_code == 204:
-            return True
-        if response.status_code != 200:
-            response.read()
-            raise api_error(response)
-        for frame in httpx2.EventSource(response, max_event_size=2 * EVENT_BYTES_MAX):
-            event = _take(frame, place)
-            if event is not None:
-                yield event
-                if event["type"] in TERMINAL:
-                    return True
-    return False
+            self.over = True
+            return False
+        media_type = response.headers.get("content-type", "").partition(";")[0]
+        if media_type.strip().lower() != SSE_TYPE:
+            raise unexpected(reply_of(response, b""))
+        self.tell("live")
+        return True
+
+    def refused(self, reply: Reply) -> ApiError:
+        """What an answer other than 200 and 204 says."""
+        return api_error(reply)
+
+    def take(self, frame: httpx2.ServerSentEvent) -> Event | None:
+        """The event to hand out, or None for what was seen before or says nothing to us."""
+        if not frame.data:
+            return None  # `retry:` alone, which httpx2 hands out though it dispatches nothing
+        try:
+            data = decode_event(frame.data.encode())
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            raise _Garbled(f"a frame that is no event: {error}") from error
+        if frame.event == RESYNC:
+            self.place.forget()
+            return {"type": RESYNC, **data}
+        if frame.event == _GONE:
+            raise _gone(data)
+        if frame.event == _UNAVAILABLE:
+            raise Interrupted(str(data.get("detail", "the store does not answer")))
+        seq, kind = data.get("seq"), data.get("type")
+        if type(seq) is not int or not isinstance(kind, str):
+            raise _Garbled(f"a frame that is no event: seq {seq!r}, type {kind!r}")
+        if seq <= self.place.seq:
+            return None
+        if seq > self.place.seq + 1:
+            raise Interrupted(f"a gap: have seq {self.place.seq}, got {seq}")
+        self.place.move(seq, frame.id)
+        self.over = kind in TERMINAL
+        return data
+
+    def failed(self, error: Broken) -> float:
+        """The connection is of no more use; how long to wait before the next.
+
+        Raises:
+            ApiError: The server refused for good: unknown_run, gone, unauthorized.
+            ServerUnreachable: `backoff.attempts` connections in a row brought nothing, or no server of ours answers.
+        """
+        cause, least_s = _cause(error), 0.0
+        if isinstance(error, ApiError):
+            if not error.retryable:
+                raise self._give_up(error)
+            least_s = min(error.retry_after_s or 0.0, _RETRY_AFTER_S_MAX)
+        lived_s = time.monotonic() - self._opened_at
+        if isinstance(error, httpx2.TimeoutException | TimeoutError):
+            lived_s -= self.silence_s  # of its end nothing was heard
+        if self.place.at != self._began or lived_s >= self.silence_s:
+            self._failures = self._garbled = 0
+        self._failures += 1
+        self._garbled += _is_garbled(error)
+        if self._garbled >= _GARBLED_MAX:
+            what = f"what answers there is no Holdfast server, {self._garbled} times in a row: {cause}"
+            raise self._give_up(ServerUnreachable(self._url, what)) from error
+        if self._failures > self.backoff.attempts:
+            what = f"{self._failures} connections in a row brought no new event, the last: {cause}"
+            raise self._give_up(ServerUnreachable(self._url, what)) from error
+        wait_s = max(least_s, self.backoff.wait_s(self._failures))
+        self.tell("reconnecting", wait_s, cause, self._failures)
+        return wait_s
+
+    def tell(self, state: ConnectionState, wait_s: float = 0.0, cause: str = "", failures: int = 0) -> None:
+        """The connection is in this state now."""
+        self.connection = Connection(state, wait_s, cause, failures)
+        if self._on_state is not None:
+            self._on_state(self.connection)
+
+    def close(self) -> None:
+        """Nothing more is read: all of it was, or the caller leaves."""
+        if self.connection.state not in ("ended", "failed", "closed"):
+            self.tell("ended" if self.over else "closed")
+
+    def _give_up(self, error: ClientError) -> ClientError:
+        self.tell("failed", cause=error.detail, failures=self._failures)
+        return error
 
 
-def _take(frame: httpx2.ServerSentEvent, place: Place) -> Event | None:
-    """The event to hand out, or None for what was seen before or says nothing to us."""
-    if not frame.data:
-        return None  # `retry:` alone, which httpx2 hands out though it dispatches nothing
-    try:
-        data = decode_event(frame.data.encode())
-    except msgspec.MsgspecError as error:
-        raise _Interrupted(f"a frame that is no event: {error}") from error
-    if frame.event == RESYNC:
-        place.forget()
-        return {"type": RESYNC, **data}
-    if frame.event == _GONE:
-        raise _gone(data)
-    if frame.event == _UNAVAILABLE:
-        raise _Interrupted(str(data.get("detail", "the store does not answer")))
-    seq = data.get("seq")
-    if not isinstance(seq, int) or seq <= place.seq:
+def heard_by(on_interrupt: OnInterrupt | None) -> OnState | None:
+    """A listener to all states that passes on interruptions only."""
+    if on_interrupt is None:
         return None
-    if seq > place.seq + 1:
-        raise _Interrupted(f"a gap: have seq {place.seq}, got {seq}")
-    place.move(seq, frame.id)
-    return data
+
+    def hear(connection: Connection) -> None:
+        if connection.state == "reconnecting":
+            on_interrupt(connection.cause, connection.wait_s)
+
+    return hear
+
+
+def reply_of(response: httpx2.Response, body: bytes) -> Reply:
+    """An answer and its body."""
+    return Reply(response.status_code, response.headers, body, f"{response.request.method} {response.request.url}")
+
+
+def _cause(error: Broken) -> str:
+    if isinstance(error, ApiError):
+        return error.detail
+    if isinstance(error, Interrupted):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _is_garbled(error: Broken) -> bool:
+    if isinstance(error, httpx2.RemoteProtocolError):
+        return str(error).startswith(_NO_HTTP)
+    return isinstance(error, _Garbled | httpx2.DecodingError | httpx2.SSEError)
 
 
 def _gone(data: Event) -> ApiError:
     entry = CATALOGUE["gone"]
-    return ApiError(
+    return class_of(entry.status)(
         entry.status,
         str(data.get("code", _GONE)),
         str(data.get("detail") or f"the log of run {data.get('run', '?')} was deleted"),

@@ -1,0 +1,43 @@
+"""The JavaScript client by its own tests, under Node; in real conditions it is one of the readers of tests/system."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "clients" / "js"
+NODE = shutil.which("node")
+NO_NODE = "no node: the JavaScript client is not tested here; install Node 20 or newer"
+TSC = shutil.which("tsc", path=PACKAGE.parents[1] / "web" / "node_modules" / ".bin") or shutil.which("tsc")
+OPTIONS = "--noEmit --strict --target es2022 --module nodenext --lib es2022,dom,dom.iterable".split()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+@pytest.mark.skipif(NODE is None, reason=NO_NODE)
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("test/*.test.js")), ids=lambda path: path.stem)
+def test_javascript(path: Path):
+    """Each test there has a promise for its name; Node's own report says which one is not kept."""
+    result = subprocess.run(
+        [str(NODE), "--test", str(path)], capture_output=True, text=True, timeout=80, cwd=PACKAGE, check=False
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    assert "# fail 0" in result.stdout
+
+
+def test_there_are_javascript_tests():
+    """A pattern that finds nothing must not pass for a test."""
+    assert len(list(PACKAGE.glob("test/*.test.js"))) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+@pytest.mark.skipif(TSC is None, reason="no tsc: the declarations are not checked here; npm install in web/ brings it")
+def test_declarations_say_what_the_client_does():
+    """Who writes TypeScript is told of a wrong call before it is made, and of no right one."""
+    command = [str(TSC), *OPTIONS, *map(str, sorted(PACKAGE.glob("test/*.mts")))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=80, cwd=PACKAGE, check=False)
+    assert result.returncode == 0, result.stdout
