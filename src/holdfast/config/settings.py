@@ -106,6 +106,7 @@ class Settings(BaseModel):
     lease_s: float = Field(10, gt=0)
     renew_s: float = Field(2.5, gt=0)
     listener_lease_s: float = Field(10, ge=3)
+    disconnect_grace_s: float = Field(10, ge=3)
     loop_stall_s: float = Field(5, gt=0)
     drain_s: float = Field(25, ge=0)
     keepalive_s: float = Field(15, gt=0, le=30)

@@ -59,6 +59,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     context: list[Message] = []
     retracts: bool = True  # whether who reads its answer can take back what was shown
     listens: bool = False  # the request that makes it waits for its end, and nobody else is known to
+    listener_s: float = 0.0  # for so long it may have no listener; 0: listener_lease_s
 
 
 class SessionView(msgspec.Struct, frozen=True):
@@ -126,7 +127,7 @@ class Sessions:
             idempotency_key=request.idempotency_key,
             body_hash=_body_hash(request),
             limits=self._limits(request, agent),
-            listener_ms=self._listener_ms if request.listens and request.on_disconnect == OnDisconnect.CANCEL else 0,
+            listener_ms=self._listener(request),
         )
         self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
@@ -147,9 +148,9 @@ class Sessions:
         tell_ends(self._log, answer.ends)  # it was queued or waiting: no worker does
         return answer.record
 
-    async def listen(self, keys: Sequence[RunKey]) -> list[RunKey]:
-        """Say that the requests that made these runs are still served; those that need to hear it again."""
-        return await self._store.listen(keys, self._listener_ms)
+    async def listen(self, keys: Sequence[RunKey], lease_ms: int = 0) -> list[RunKey]:
+        """Say that somebody listens to these runs, for `lease_ms` or listener_lease_s; those that need it again."""
+        return await self._store.listen(keys, lease_ms or self._listener_ms)
 
     async def stop_session(self, tenant: str, session: str, by: str) -> RunRecord | None:
         """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would."""
@@ -274,6 +275,11 @@ class Sessions:
         names = ", ".join(a.name for a in served)
         raise HoldfastError("unknown_agent", f"no agent {name!r}; served are {names}", agent=name)
 
+    def _listener(self, request: StartRequest) -> int:
+        if not request.listens or request.on_disconnect != OnDisconnect.CANCEL:
+            return 0
+        return int(request.listener_s * 1000) or self._listener_ms
+
     def _limits(self, request: StartRequest, agent: AgentInfo) -> Limits:
         settings = self._settings
         asked = settings.run_deadline_s if request.deadline_s is None else request.deadline_s
@@ -340,7 +346,7 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
 
 
 def _body_hash(request: StartRequest) -> str:
-    asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False)
+    asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False, listener_s=0.0)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
 
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
+from holdfast.gateway import ai_sdk, events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
 from holdfast.gateway.access import Access
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
@@ -23,13 +23,14 @@ from holdfast.telemetry import Log
 
 _PREFLIGHT_S = 600
 # What a page of another origin may read of an answer; the rest its browser hides from it.
-_EXPOSED = ("X-Run-Id", "Location", "Retry-After", "Idempotent-Replayed", "X-Holdfast-Rehearsal")
+_EXPOSED = ("X-Run-Id", "Location", "Retry-After", "Idempotent-Replayed", "X-Holdfast-Rehearsal", "X-Session-Id")
 
 OPERATIONS: tuple[Operation, ...] = (
     *runs.OPERATIONS,
     *events.OPERATIONS,
     *sessions_api.OPERATIONS,
     *openai_chat.OPERATIONS,
+    *ai_sdk.OPERATIONS,
     *health.OPERATIONS,
     *metrics.OPERATIONS,
     *openapi.OPERATIONS,

@@ -7,7 +7,7 @@ The stored bytes are what every reader gets, from whatever offset and in whateve
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Protocol
 
 import msgspec
@@ -189,6 +189,7 @@ class LogStream(Response):
         status: int = 200,
         headers: dict[str, str] | None = None,
         listens: bool = False,
+        around: AbstractContextManager[None] | None = None,
     ) -> None:
         """Take what is to be read, and how it is written.
 
@@ -201,6 +202,7 @@ class LogStream(Response):
             headers: Further headers.
             listens: The run is stopped if the client leaves, or takes nothing for too long, before the end; or
                 if this process ends, once its lease as a listener is over.
+            around: Entered while it is read; instead of what `listens` does.
         """
         self.status_code = status
         sent = {
@@ -215,6 +217,7 @@ class LogStream(Response):
         self._opening = opening
         self._encoder = encoder
         self._listens = listens
+        self._around = around
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response; returns when the log ended, the client left or the server closes."""
@@ -222,7 +225,7 @@ class LogStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        with self._gate.listening(self._key) if self._listens else nullcontext():
+        with self._around or (self._gate.listening(self._key) if self._listens else nullcontext()):
             async with Reader(self._gate, scope, receive, self._gone if self._listens else None) as reader:
                 await self._pump(reader, send)
         if not reader.gone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -65,7 +66,7 @@ class Gate:
         self.closing = False
         self.connections: Callable[[], int] = _none  # told by the server
         self._readers: set[Closable] = set()
-        self._listened: set[RunKey] = set()
+        self._listened: Counter[tuple[RunKey, int]] = Counter()
         self._renewing = False
 
     @property
@@ -100,16 +101,21 @@ class Gate:
             reader.close()
 
     @contextmanager
-    def listening(self, key: RunKey) -> Iterator[None]:
-        """Serve the request that made a run which is cancelled with it: renew its listener's lease meanwhile."""
-        self._listened.add(key)
+    def listening(self, key: RunKey, lease_ms: int = 0) -> Iterator[None]:
+        """Serve a reader of a run which is cancelled without one: renew its listener's lease meanwhile."""
+        self._listened[key, lease_ms] += 1
         if not self._renewing:
             self._renewing = True
             _ = self.owner.spawn(self._renew(), "listeners")
         try:
             yield
         finally:
-            self._listened.discard(key)
+            self._listened[key, lease_ms] -= 1
+            self._listened += Counter()  # forgets what is down to 0
+
+    def excuse(self, key: RunKey) -> None:
+        """Let a run that waits for a decision do so without a listener; its approval deadline is its bound."""
+        _ = self.owner.spawn(self._excuse(key), f"excuse {key.run}")
 
     def client_gone(self, key: RunKey) -> None:
         """Stop a run whose creating client went away; repeated while the store does not answer."""
@@ -123,12 +129,23 @@ class Gate:
         try:
             while self._listened:
                 try:
-                    await self.sessions.listen(list(self._listened))
+                    for lease_ms in {lease_ms for _, lease_ms in self._listened}:
+                        await self.sessions.listen([k for k, ms in self._listened if ms == lease_ms], lease_ms)
                 except StoreUnavailable as error:
                     self.log.write("store_unavailable", part="listeners", error=error.detail)
                 await asyncio.sleep(_RENEW_S)
         finally:
             self._renewing = False
+
+    async def _excuse(self, key: RunKey) -> None:
+        lease_ms = int(self.settings.approval_deadline_s * 1000)
+        for _ in range(_STOP_TRIES):
+            try:
+                await self.sessions.listen([key], lease_ms)
+            except StoreUnavailable:
+                await asyncio.sleep(_STOP_PAUSE_S)
+            else:
+                return
 
     async def _stop(self, key: RunKey) -> None:
         for _ in range(_STOP_TRIES):
