@@ -113,6 +113,12 @@ class Settings(BaseModel):
 
     concurrency: int = Field(64, ge=1, le=4096)
     runs_active: int = Field(1000, ge=1)
+    runs_queued: int = Field(0, ge=0)
+    runs_running: int = Field(0, ge=0)
+    tenant_runs_active: int = Field(0, ge=0)
+    tenant_runs_queued: int = Field(0, ge=0)
+    tenant_runs_running: int = Field(0, ge=0)
+    retry_after_s: float = Field(60, ge=1, le=3600)
     connections: int = Field(4096, ge=1)
     ws_subscriptions: int = Field(16, ge=1, le=1000)
     ws_operations: int = Field(16, ge=1, le=1000)

@@ -26,7 +26,7 @@ from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import SERVED, Agent, AgentInfo
 from holdfast.ports.clock import Clock
-from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
+from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunningCaps, RunStore
 from holdfast.telemetry import Log
 from holdfast.tools import ProcessLimits, enter_limits
 
@@ -75,6 +75,7 @@ class Worker:
         self._store = store
         self._agents = {agent.name: agent for agent in agents}
         self._settings = settings
+        self._caps = RunningCaps(settings.runs_running, settings.tenant_runs_running)
         self._log = log
         self._owner = Owner(self._task_failed)
         self._executors: dict[RunKey, tuple[Executor, asyncio.Task[None]]] = {}
@@ -165,7 +166,7 @@ class Worker:
                     await self._wait_freed()
                     continue
                 lease_ms = int(self._settings.lease_s * 1000)
-                claims = await self._store.claim(self.name, min(free, _CLAIM_MAX), lease_ms)
+                claims = await self._store.claim(self.name, min(free, _CLAIM_MAX), lease_ms, self._caps)
                 for claim in claims:
                     tell_ends(self._log, claim.before)
                     self._begin(claim)

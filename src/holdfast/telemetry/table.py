@@ -24,6 +24,7 @@ class Metric(NamedTuple):
 
 METRICS: Final = (
     Metric("holdfast_runs_requested_total", "counter", "Prompts that were accepted or refused by the store"),
+    Metric("holdfast_runs_refused_total", "counter", "Prompts that a cap kept out, by its setting", ("cap",)),
     Metric("holdfast_runs_started_total", "counter", "Attempts that began"),
     Metric("holdfast_runs_ended_total", "counter", "Runs that ended", ("state", "reason")),
     Metric("holdfast_runs_abandoned_total", "counter", "Runs that left something running that could not be stopped"),

@@ -85,6 +85,8 @@ class Totals:
             self.add("holdfast_faults_total", word)
         elif word == "stream_requested":
             self.add("holdfast_runs_requested_total")
+        elif word == "run_refused":
+            self.add("holdfast_runs_refused_total", str(facts["cap"]))
         elif word == "stream_start":
             self.add("holdfast_runs_started_total")
         elif word == "stream_end":
