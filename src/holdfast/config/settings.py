@@ -107,6 +107,7 @@ class Settings(BaseModel):
     renew_s: float = Field(2.5, gt=0)
     listener_lease_s: float = Field(10, ge=3)
     loop_stall_s: float = Field(5, gt=0)
+    claim_lag_s: float = Field(1, ge=0)
     drain_s: float = Field(25, ge=0)
     keepalive_s: float = Field(15, gt=0, le=30)
     store_outage_s: float = Field(60, gt=0)

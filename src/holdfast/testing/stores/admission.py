@@ -219,6 +219,29 @@ class Admission(StoreCase):
         assert sorted(order[:2]) == sorted(order[2:4]) == ["a", "b"]
         assert order[4:] == ["a", "a"]
 
+    async def test_health_says_how_deep_the_queue_is_and_how_old(self, rig: Rig) -> None:
+        """Of the whole deployment, and since when a worker could have taken the first: not since its first attempt."""
+        assert await self._queue(rig) == (0, 0)
+        holder = await rig.running("s1", limits=replace(CALM, session_wait_ms=HOUR_MS))
+        await holder.park()
+        await rig.pass_time(10_000)
+        await rig.create("s1")
+        other = await rig.create("s2", tenant="b")
+        await rig.pass_time(5_000)
+        ready, age_ms = await self._queue(rig)
+        assert ready == 1
+        assert 5_000 <= age_ms < 10_000
+        await rig.store.resume(holder.key, [])
+        assert (await self._queue(rig))[0] == 2
+        await rig.store.request_stop(other, Reason.STOPPED, "user")
+        ready, age_ms = await self._queue(rig)
+        assert ready == 1
+        assert age_ms < 5_000
+
+    async def _queue(self, rig: Rig) -> tuple[int, int]:
+        facts = await rig.store.health()
+        return facts["ready"], facts["ready_age_ms"]
+
     async def _tenants(self, rig: Rig, n: int, caps: RunningCaps) -> list[str]:
         claims: list[Claim] = await rig.store.claim("w", n, LONG_LEASE_MS, caps)
         keys: list[RunKey] = [claim.key for claim in claims]
