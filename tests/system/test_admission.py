@@ -96,7 +96,7 @@ def test_at_a_cap_stop_supersede_and_steer_still_work(tmp_path: Path) -> None:
         got, second = system.http.ask("POST", "/api/runs", body, key)
         assert got == 201
         got, again = system.http.ask("POST", "/api/runs", body, key)
-        assert (got, again["id"]) == (200, second["id"])
+        assert (got, again["id"]) == (201, second["id"])
         assert system.end(first)["reason"] == "superseded"
         system.until_text(second["id"], "t1 ")
         system.stop(second["id"])
