@@ -99,3 +99,16 @@ async def ticker(ctx):
             await asyncio.sleep(max(0.0, began + asked["seconds"] * i / asked["n"] - time.monotonic()))
     yield ToolFinished("c1", "spool", "success", None, 0)
     await asyncio.sleep(asked["hold"])
+
+
+async def laggard(ctx):
+    """`{"times": n, "seconds": s}`: hold the loop up for s seconds, n times; any other input is said back."""
+    try:
+        asked = json.loads(ctx.input)
+    except ValueError:
+        yield TextDelta(0, ctx.input)
+        return
+    yield TextDelta(0, "lagging")
+    for _ in range(asked["times"]):
+        await asyncio.sleep(0.05)
+        time.sleep(asked["seconds"])

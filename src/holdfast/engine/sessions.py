@@ -20,6 +20,7 @@ from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
 from holdfast.engine.deciding import decide
 from holdfast.engine.reasons import inspection
+from holdfast.engine.shedding import Shedding
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import AgentInfo
 from holdfast.ports.store import (
@@ -96,6 +97,7 @@ class Sessions:
         self._log = log
         self._agents = agents
         self._inspector = inspector
+        self._shedding = Shedding(log, settings.retry_after_s)
         self._listener_ms = int(settings.listener_lease_s * 1000)
         self.draining = False  # set by the composition root: runs end, none begins
         self.missing = ""  # set by the composition root: what the start did not find, and no run could do without
@@ -111,7 +113,8 @@ class Sessions:
             status OK (a new run), EXISTS (the run this idempotency key made) or STEERED (the active run).
 
         Raises:
-            HoldfastError: unknown_agent, session_busy, idempotency_conflict, overloaded, store_unavailable.
+            HoldfastError: unknown_agent, session_busy, idempotency_conflict, rate_limited (a cap of the tenant),
+                overloaded (one of the deployment), store_unavailable.
         """
         if self.draining:
             raise HoldfastError("not_ready", "the server is shutting down", retry_after_s=RETRY_AFTER_S)
@@ -290,6 +293,9 @@ class Sessions:
             queued_behind_max=settings.queued_behind,
             runs_active_max=settings.runs_active,
             attempts_max=settings.attempts if agent.resumable else 1,
+            runs_queued_max=settings.runs_queued,
+            tenant_active_max=settings.tenant_runs_active,
+            tenant_queued_max=settings.tenant_runs_queued,
         )
 
     def _judge(self, created: Created, new: NewRun) -> Created:
@@ -310,12 +316,8 @@ class Sessions:
                     f"Idempotency-Key {new.idempotency_key!r} was used with another body",
                     run=created.record.key.run if created.record else None,
                 )
-            case Status.OVERLOADED:
-                raise HoldfastError(
-                    "overloaded",
-                    f"runs_active = {self._settings.runs_active} is reached",
-                    retry_after_s=RETRY_AFTER_S,
-                )
+            case Status.OVERLOADED if created.shed is not None:
+                raise self._shedding.refuse(created.shed, new)
             case _:
                 return created
 

@@ -22,18 +22,18 @@ from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
 from holdfast.engine.gauges import loop_facts
 from holdfast.engine.heartbeat import Heartbeat
+from holdfast.engine.lag import BEAT_S, LagGate
 from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import SERVED, Agent, AgentInfo
 from holdfast.ports.clock import Clock
-from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunStore
+from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunningCaps, RunStore
 from holdfast.telemetry import Log
 from holdfast.tools import ProcessLimits, enter_limits
 
 _POLL_S: Final = 1.0
 _PAUSE_S: Final = 0.5  # after a loop of ours has failed
 _CLAIM_MAX: Final = 16
-_BEAT_S: Final = 0.25
 _NOTICE_S: Final = 1.0
 _LINGERING_MAX: Final = 64
 
@@ -75,7 +75,9 @@ class Worker:
         self._store = store
         self._agents = {agent.name: agent for agent in agents}
         self._settings = settings
+        self._caps = RunningCaps(settings.runs_running, settings.tenant_runs_running)
         self._log = log
+        self._lag = LagGate(settings.claim_lag_s, log, name)
         self._owner = Owner(self._task_failed)
         self._executors: dict[RunKey, tuple[Executor, asyncio.Task[None]]] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -160,12 +162,15 @@ class Worker:
     async def _claim_loop(self) -> None:
         with self._store.subscribe(READY_TOPIC) as wake:
             while self._accepting:
-                free = self._settings.concurrency - len(self._executors)
-                if free <= 0 or self.tired() or not self._heartbeat.healthy():
-                    await self._wait_freed()
+                late = self._lag.late()
+                if late:
+                    await asyncio.sleep(BEAT_S)  # others were woken, too
+                room = self._room(late=late)
+                if room <= 0:
+                    await self._wait_freed(BEAT_S if late else _POLL_S)
                     continue
                 lease_ms = int(self._settings.lease_s * 1000)
-                claims = await self._store.claim(self.name, min(free, _CLAIM_MAX), lease_ms)
+                claims = await self._store.claim(self.name, room, lease_ms, self._caps)
                 for claim in claims:
                     tell_ends(self._log, claim.before)
                     self._begin(claim)
@@ -173,9 +178,17 @@ class Worker:
                     await wake.wait(_POLL_S)
         await asyncio.sleep(_POLL_S)  # no more claims: `_forever` asks again until the worker is closed
 
-    async def _wait_freed(self) -> None:
+    def _room(self, *, late: bool) -> int:
+        """How many runs to ask for."""
+        if not self._accepting or self.tired() or not self._heartbeat.healthy():
+            return 0
+        if late:
+            return 0 if self._executors else 1
+        return min(self._settings.concurrency - len(self._executors), _CLAIM_MAX)
+
+    async def _wait_freed(self, limit_s: float) -> None:
         self._freed.clear()
-        await wait_event(self._freed, _POLL_S)
+        await wait_event(self._freed, limit_s)
 
     def _begin(self, claim: Claim) -> None:
         agent = self._agents.get(claim.spec.agent)
@@ -236,11 +249,12 @@ class Worker:
     async def _beat_loop(self) -> None:
         while True:
             self._heartbeat.beat()
-            await asyncio.sleep(_BEAT_S)
+            self._lag.beat()
+            await asyncio.sleep(BEAT_S)
 
     async def _notice_loop(self) -> None:
         """Look at every run for whether it makes progress."""
-        pause_s = min(_NOTICE_S, max(_BEAT_S, self._settings.stalled_notice_s / 4))
+        pause_s = min(_NOTICE_S, max(BEAT_S, self._settings.stalled_notice_s / 4))
         while True:
             for executor, _ in list(self._executors.values()):
                 executor.watch.notice()
@@ -258,7 +272,8 @@ class Worker:
             "abandoned": len(self._abandoned),
             "tasks": len(self._owner),
             "agents": sorted(self._agents),
-            "accepting": self._accepting and not self.tired(),
+            "accepting": self._accepting and not self.tired() and not self._lag.paused,
+            "claims_paused": self._lag.paused,
             "lingering": len(self._lingering),
             "upstreams": sum(executor.probe.upstreams_open for executor, _ in list(self._executors.values())),
             **loop_facts(self._loop),

@@ -6,7 +6,7 @@ Times: `*_ms` durations in milliseconds; `*_at` are wall milliseconds since 1970
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,7 +22,7 @@ class Status(StrEnum):
     EXISTS = "exists"  # create: this id or idempotency key with this body made a run already
     CONFLICT = "conflict"  # create: this idempotency key or id with another body
     BUSY = "busy"  # create: policy reject, or too many queued behind; steer: too many unread
-    OVERLOADED = "overloaded"  # create: runs_active reached
+    OVERLOADED = "overloaded"  # create: a cap is reached, see `Created.shed`
     STEERED = "steered"  # create with policy steer: handed to the active run
     FENCED = "fenced"  # the caller does not hold the run (any more); write nothing more
     STOP = "stop"  # finish(completed | failed), park, resume: the run was told to stop; finish it cancelled
@@ -59,8 +59,22 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     retracts: bool = True  # whether its first reader can take back text that it has shown
 
 
+class Cap(StrEnum):
+    """What a create may run into; each is the setting of that name."""
+
+    RUNS_ACTIVE = "runs_active"
+    RUNS_QUEUED = "runs_queued"
+    TENANT_RUNS_ACTIVE = "tenant_runs_active"
+    TENANT_RUNS_QUEUED = "tenant_runs_queued"
+
+    @property
+    def of_tenant(self) -> bool:
+        """Whether it counts the runs of one tenant."""
+        return self in (Cap.TENANT_RUNS_ACTIVE, Cap.TENANT_RUNS_QUEUED)
+
+
 class Limits(msgspec.Struct, frozen=True):
-    """The bounds that a create is judged and timed by."""
+    """The bounds that a create is judged and timed by. 0 is no cap, but for `runs_active_max`."""
 
     deadline_ms: int = 600_000
     queue_timeout_ms: int = 30_000
@@ -68,6 +82,19 @@ class Limits(msgspec.Struct, frozen=True):
     queued_behind_max: int = 16
     runs_active_max: int = 1000
     attempts_max: int = 1
+    runs_queued_max: int = 0
+    tenant_active_max: int = 0
+    tenant_queued_max: int = 0
+
+
+class RunningCaps(msgspec.Struct, frozen=True):
+    """How many runs may be running at once, judged by claim; 0 is no cap."""
+
+    deployment: int = 0
+    tenant: int = 0
+
+
+UNCAPPED: Final = RunningCaps()
 
 
 class NewRun(msgspec.Struct, frozen=True):
@@ -111,12 +138,23 @@ class RunRecord(msgspec.Struct, frozen=True):
     rehearsal: bool = False
 
 
+class Shed(msgspec.Struct, frozen=True):
+    """Why a create was refused, and how fast what the cap counts has been ending of late."""
+
+    cap: Cap
+    limit: int
+    found: int  # how many there are
+    ends: int  # runs that ended in the last `ends_ms`, of the tenant where the cap is one of a tenant
+    ends_ms: int  # at most a minute; where none ended in it, how long the oldest that is unfinished has been there
+
+
 class Created(msgspec.Struct, frozen=True):
     """The answer to create. `record` is the run of this call, or with BUSY / STEERED the active one."""
 
     status: Status
     record: RunRecord | None
     superseded: list[str] = []
+    shed: Shed | None = None  # with OVERLOADED
 
 
 class Ended(msgspec.Struct, frozen=True):

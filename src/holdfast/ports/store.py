@@ -21,7 +21,9 @@ from holdfast.domain.ids import RunKey
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.records import (
+    UNCAPPED,
     Appended,
+    Cap,
     Claim,
     Created,
     Ended,
@@ -34,9 +36,11 @@ from holdfast.ports.records import (
     Page,
     Reaped,
     Renewal,
+    RunningCaps,
     RunRecord,
     RunSpec,
     SessionRecord,
+    Shed,
     Status,
     Stopped,
     WorkerRecord,
@@ -46,7 +50,9 @@ __all__ = [
     "CONTROL_TOPIC",
     "READY_TOPIC",
     "STOP_TOPIC",
+    "UNCAPPED",
     "Appended",
+    "Cap",
     "Claim",
     "Created",
     "Ended",
@@ -63,7 +69,9 @@ __all__ = [
     "RunRecord",
     "RunSpec",
     "RunStore",
+    "RunningCaps",
     "SessionRecord",
+    "Shed",
     "Status",
     "Stopped",
     "Wake",
@@ -101,11 +109,18 @@ class RunStore(Protocol):
 
         Order of checks: idempotency key, run id, policy, admission. supersede flags the active run and ends all
         queued ones in the same step. The log begins with run.created.
+
+        Admission counts the unfinished and the queued runs, of the tenant, then of the deployment. A prompt that
+        supersedes at least one run takes its place and is not counted anew, whatever the caps say.
         """
         ...
 
-    async def claim(self, worker: str, n: int, lease_ms: int) -> list[Claim]:
-        """Hand out at most `n` ready runs: round robin between tenants, first come first served within one."""
+    async def claim(self, worker: str, n: int, lease_ms: int, caps: RunningCaps = UNCAPPED) -> list[Claim]:
+        """Hand out at most `n` ready runs: round robin between tenants, first come first served within one.
+
+        No claim brings more runs to running than `caps` allow. A tenant at its cap is passed over: it is in nobody's
+        way, and has a turn again when one of its runs leaves running.
+        """
         ...
 
     async def renew(self, worker: str, held: Sequence[Held], lease_ms: int) -> list[Renewal]:

@@ -56,6 +56,8 @@ TIMERS: Final = (
 REAP_GAP_MS_MAX: Final = 3000
 LINGER_MS: Final = 60_000  # a run of a forgotten session is still readable this long after its end
 PAGE_BYTES: Final = 256 * 1024
+DRAIN_MS: Final = 60_000  # a refused create is told how many runs ended in this time ...
+DRAIN_RUNS: Final = 256  # ... of the last so many
 
 
 class Result(msgspec.Struct, omit_defaults=True):

@@ -24,6 +24,7 @@ class Metric(NamedTuple):
 
 METRICS: Final = (
     Metric("holdfast_runs_requested_total", "counter", "Prompts that were accepted or refused by the store"),
+    Metric("holdfast_runs_refused_total", "counter", "Prompts that a cap kept out, by its setting", ("cap",)),
     Metric("holdfast_runs_started_total", "counter", "Attempts that began"),
     Metric("holdfast_runs_ended_total", "counter", "Runs that ended", ("state", "reason")),
     Metric("holdfast_runs_abandoned_total", "counter", "Runs that left something running that could not be stopped"),
@@ -44,6 +45,7 @@ METRICS: Final = (
     Metric("holdfast_tool_seconds", "histogram", "A tool call", (), SHORT_S),
     Metric("holdfast_log_append_seconds", "histogram", "From an append to the store's acknowledgement", (), APPEND_S),
     Metric("holdfast_faults_total", "counter", "Log lines that speak of trouble, by their first word", ("fault",)),
+    Metric("holdfast_claims_paused_total", "counter", "Times that a worker took no runs because its loop was late"),
     Metric("holdfast_worker_replacements_total", "counter", "Worker processes that were killed or died", ("why",)),
     Metric("holdfast_http_requests_total", "counter", "HTTP requests that ended", ("method", "route", "status")),
     Metric("holdfast_runs", "gauge", "Runs in the store, ended ones until their retention", ("state",)),

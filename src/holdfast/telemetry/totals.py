@@ -85,6 +85,10 @@ class Totals:
             self.add("holdfast_faults_total", word)
         elif word == "stream_requested":
             self.add("holdfast_runs_requested_total")
+        elif word == "run_refused":
+            self.add("holdfast_runs_refused_total", str(facts["cap"]))
+        elif word == "claims_paused":
+            self.add("holdfast_claims_paused_total")
         elif word == "stream_start":
             self.add("holdfast_runs_started_total")
         elif word == "stream_end":

@@ -9,7 +9,19 @@ import msgspec
 from holdfast.domain.ids import RunKey
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Policy, Reason, State
-from holdfast.ports.store import Claim, Ended, Fence, Page, RunRecord, RunSpec, SessionRecord, Status, WorkerRecord
+from holdfast.ports.store import (
+    Cap,
+    Claim,
+    Ended,
+    Fence,
+    Page,
+    RunRecord,
+    RunSpec,
+    SessionRecord,
+    Shed,
+    Status,
+    WorkerRecord,
+)
 from holdfast.stores.composing import Result
 
 _spec = msgspec.json.Decoder(RunSpec)
@@ -26,6 +38,14 @@ def uid(key: RunKey) -> str:
 def spec_of(data: bytes | None) -> RunSpec:
     """What a run was asked."""
     return _spec.decode(data) if data else _NO_SPEC
+
+
+def shed_of(more: list[Any]) -> Shed | None:
+    """Why a create was refused, after what it superseded; or None."""
+    if len(more) < 2:
+        return None
+    cap, limit, found, ends, ends_ms = more[1]
+    return Shed(Cap(cap.decode()), limit, found, ends, ends_ms)
 
 
 def record_of(reply: list[Any] | None) -> RunRecord | None:

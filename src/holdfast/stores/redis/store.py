@@ -15,6 +15,7 @@ from holdfast.domain.ids import RunKey, new_claim_token
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.store import (
+    UNCAPPED,
     Appended,
     Claim,
     Created,
@@ -26,6 +27,7 @@ from holdfast.ports.store import (
     Page,
     Reaped,
     Renewal,
+    RunningCaps,
     RunRecord,
     SessionRecord,
     Status,
@@ -35,6 +37,8 @@ from holdfast.ports.store import (
     run_topic,
 )
 from holdfast.stores.composing import (
+    DRAIN_MS,
+    DRAIN_RUNS,
     FINISHES,
     LINGER_MS,
     PAGE_BYTES,
@@ -58,6 +62,7 @@ from holdfast.stores.redis.rows import (
     reason_of,
     record_of,
     session_of,
+    shed_of,
     spec_of,
     uid,
     worker_of,
@@ -114,20 +119,22 @@ class RedisStore:
         created = encode_event(
             1, new.key.run, EventType.RUN_CREATED, wall, created_fields(new.session, spec, new.policy)
         )
-        status, record, *superseded = await self._ends.step(
+        status, record, *more = await self._ends.step(
             "create",
             *(new.key.tenant, new.key.run, new.session, new.policy.value, new.idempotency_key, new.body_hash),
             *(limits.deadline_ms, limits.queue_timeout_ms, limits.session_wait_ms, limits.attempts_max),
             *(limits.queued_behind_max, limits.runs_active_max, new.listener_ms),
+            *(limits.runs_queued_max, limits.tenant_active_max, limits.tenant_queued_max, DRAIN_MS, DRAIN_RUNS),
             *(msgspec.json.encode(spec), spec.trace, int(spec.rehearsal), created, spec.input),
         )
-        ended = [run.decode() for run in superseded[0]] if superseded else []
-        return Created(Status(status.decode()), record_of(record), ended)
+        ended = [run.decode() for run in more[0]] if more else []
+        return Created(Status(status.decode()), record_of(record), ended, shed_of(more))
 
-    async def claim(self, worker: str, n: int, lease_ms: int) -> list[Claim]:
+    async def claim(self, worker: str, n: int, lease_ms: int, caps: RunningCaps = UNCAPPED) -> list[Claim]:
         """See the port."""
         try:
-            reply = await self._link.call("claim", worker, lease_ms, *(new_claim_token() for _ in range(n)))
+            tokens = (new_claim_token() for _ in range(n))
+            reply = await self._link.call("claim", worker, lease_ms, caps.deployment, caps.tenant, *tokens)
         except StoreUnavailable as error:
             if error.full:  # nothing can be begun: that is no fault to repeat, but a queue that waits
                 return []

@@ -10,21 +10,27 @@ import msgspec
 
 from holdfast.domain.ids import RunKey, new_claim_token
 from holdfast.domain.runs import Move, Reason, State, Trigger, decide
-from holdfast.ports.store import Appended, Claim, Fence, Held, Renewal, Status
+from holdfast.ports.store import Appended, Claim, Fence, Held, Renewal, RunningCaps, Status
+from holdfast.stores.sqlite.admission import running
 from holdfast.stores.sqlite.ending import changed, end_from_outside, front_rank, make_ready
 from holdfast.stores.sqlite.rows import find, key_of, phase, spec_of
 from holdfast.stores.sqlite.telling import take
 from holdfast.stores.sqlite.tx import Tx
 
 
-def claim(tx: Tx, worker: str, n: int, lease_ms: int) -> list[Claim]:
+def claim(tx: Tx, worker: str, n: int, lease_ms: int, caps: RunningCaps) -> list[Claim]:
     """Round robin between tenants with ready runs; within one, in the order of the queue."""
     claims: list[Claim] = []
+    if caps.deployment:
+        n = min(n, caps.deployment - running(tx))
     while len(claims) < n:
         turn = tx.one("SELECT tenant FROM turns ORDER BY turn LIMIT 1")
         if turn is None:
             break
         tenant = turn["tenant"]
+        if caps.tenant and running(tx, tenant) >= caps.tenant:
+            tx.run("DELETE FROM turns WHERE tenant = ?", tenant)  # the end of one of its runs brings it back
+            continue
         row = tx.one(
             "SELECT * FROM runs WHERE tenant = ? AND state = 'queued' AND slot = 1 ORDER BY rank LIMIT 1",
             tenant,

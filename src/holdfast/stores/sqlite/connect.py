@@ -14,7 +14,7 @@ from holdfast.ports.clock import Clock
 from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite.faults import code_of, is_busy
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MEMORY: Final = ":memory:"
 BUSY_TIMEOUT_S: Final = 7.0  # the supervisor's stall bound + 2 s: who froze inside a transaction is killed before
 _WAL_PAGES_MAX: Final = 4000  # a net: the checkpoint thread begins far below

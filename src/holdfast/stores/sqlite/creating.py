@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
 from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Ended, Limits, NewRun, Status, Stopped
+from holdfast.stores.sqlite import admission
 from holdfast.stores.sqlite.ending import end_from_outside, insert_run, make_ready
 from holdfast.stores.sqlite.rows import find, phase, record_of
 from holdfast.stores.sqlite.telling import keep
@@ -32,9 +33,9 @@ def create(tx: Tx, new: NewRun) -> Created:
         return Created(Status.BUSY, record_of(tx, active))
     if policy is Policy.ENQUEUE and active is not None and len(behind) >= new.limits.queued_behind_max:
         return Created(Status.BUSY, record_of(tx, active))
-    ended = (1 if _ends_now(active) else 0) + len(behind) if policy is Policy.SUPERSEDE else 0
-    if _live(tx) - ended >= new.limits.runs_active_max:
-        return Created(Status.OVERLOADED, None)
+    replaces = policy is Policy.SUPERSEDE and (active is not None or bool(behind))
+    if not replaces and (shed := admission.shed(tx, new)) is not None:
+        return Created(Status.OVERLOADED, None, shed=shed)
     ends = _supersede(tx, active, behind, new.key.run) if policy is Policy.SUPERSEDE else []
     row = _insert(tx, new)
     keep(tx, ends)  # the new run follows them
@@ -110,15 +111,6 @@ def _behind(tx: Tx, new: NewRun) -> list[sqlite3.Row]:
         new.key.tenant,
         new.session,
     )
-
-
-def _live(tx: Tx) -> int:
-    row = tx.one("SELECT count(*) AS c FROM runs WHERE state IN ('queued', 'running', 'waiting')")
-    return row["c"] if row else 0
-
-
-def _ends_now(active: sqlite3.Row | None) -> bool:
-    return active is not None and active["state"] != State.RUNNING
 
 
 def _supersede(tx: Tx, active: sqlite3.Row | None, behind: list[sqlite3.Row], by: str) -> list[Ended]:

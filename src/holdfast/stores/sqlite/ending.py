@@ -88,6 +88,7 @@ def close(tx: Tx, row: sqlite3.Row, ending: Ending, entry: HistoryEntry) -> None
     tx.run("UPDATE inbox SET read = 1 WHERE run = ?", n)
     if row["slot"]:
         promote(tx, row["tenant"], row["session"])
+    leave_running(tx, row)
     changed(tx, row)
 
 
@@ -122,6 +123,17 @@ def make_ready(tx: Tx, row: sqlite3.Row, *, rank: int) -> None:
     take_turn(tx, row["tenant"])
     tx.wakes.add(READY_TOPIC)
     changed(tx, row)
+
+
+def leave_running(tx: Tx, row: sqlite3.Row) -> None:
+    """A worker lets go of a run, whose row is as it was before: who waited at a cap on running runs goes on."""
+    if row["state"] != State.RUNNING:
+        return
+    ready = "SELECT 1 FROM runs WHERE tenant = ? AND state = 'queued' AND slot = 1 LIMIT 1"
+    if tx.one(ready, row["tenant"]) is not None:
+        take_turn(tx, row["tenant"])
+    if tx.one("SELECT 1 FROM turns LIMIT 1") is not None:
+        tx.wakes.add(READY_TOPIC)
 
 
 def take_turn(tx: Tx, tenant: str) -> None:

@@ -83,12 +83,14 @@ def workers(tx: Tx) -> list[WorkerRecord]:
 def facts(tx: Tx) -> dict[str, Any]:
     """What is in the database."""
     counts = {r["state"]: r["c"] for r in tx.all("SELECT state, count(*) AS c FROM runs GROUP BY state")}
-    ready = tx.one("SELECT count(*) AS c, min(ready_at) AS oldest FROM runs WHERE state = 'queued' AND slot = 1")
+    ready = tx.one(  # since when it is ready this time: ready_at is of the first
+        "SELECT count(*) AS c, min(wait_due - queue_timeout_ms) AS oldest FROM runs WHERE state = 'queued' AND slot = 1"
+    )
     pages = tx.one("SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()")
     return {
         "runs": counts,
         "ready": ready["c"] if ready else 0,
-        "ready_age_ms": tx.wall - ready["oldest"] if ready and ready["oldest"] else 0,
+        "ready_age_ms": max(0, tx.now - ready["oldest"]) if ready and ready["oldest"] is not None else 0,
         "database_bytes": pages["bytes"] if pages else 0,
     }
 

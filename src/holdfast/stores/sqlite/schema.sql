@@ -1,4 +1,4 @@
--- Version 2. What is large stands outside `runs`, whose rows are rewritten by every append.
+-- Version 3. What is large stands outside `runs`, whose rows are rewritten by every append.
 -- *_due and *_left are milliseconds on the store's clock, *_at wall milliseconds since 1970.
 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -65,7 +65,7 @@ CREATE UNIQUE INDEX idempotency ON runs (tenant, idempotency_key) WHERE idempote
 CREATE INDEX runs_of_session ON runs (tenant, session, n);
 CREATE INDEX ready ON runs (tenant, rank) WHERE state = 'queued' AND slot = 1;
 CREATE INDEX behind ON runs (tenant, session, rank) WHERE state = 'queued' AND slot = 0;
-CREATE INDEX live ON runs (state) WHERE state IN ('queued', 'running', 'waiting');
+CREATE INDEX live ON runs (state, tenant) WHERE state IN ('queued', 'running', 'waiting');
 CREATE INDEX due_lease ON runs (lease_due) WHERE lease_due IS NOT NULL;
 CREATE INDEX due_wait ON runs (wait_due) WHERE wait_due IS NOT NULL;
 CREATE INDEX due_deadline ON runs (deadline_due) WHERE deadline_due IS NOT NULL;

@@ -17,6 +17,7 @@ from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.clock import Clock, SystemClock
 from holdfast.ports.store import (
+    UNCAPPED,
     Appended,
     Claim,
     Created,
@@ -28,6 +29,7 @@ from holdfast.ports.store import (
     Page,
     Reaped,
     Renewal,
+    RunningCaps,
     RunRecord,
     SessionRecord,
     Status,
@@ -164,10 +166,10 @@ class SqliteStore:
         """See the port."""
         return await self._writer.do("create", lambda tx: creating.create(tx, new))
 
-    async def claim(self, worker: str, n: int, lease_ms: int) -> list[Claim]:
+    async def claim(self, worker: str, n: int, lease_ms: int, caps: RunningCaps = UNCAPPED) -> list[Claim]:
         """See the port."""
         try:
-            return await self._writer.do("claim", lambda tx: claiming.claim(tx, worker, n, lease_ms))
+            return await self._writer.do("claim", lambda tx: claiming.claim(tx, worker, n, lease_ms, caps))
         except StoreUnavailable as error:
             if error.full:  # nothing can be begun: that is no fault to repeat, but a queue that waits
                 return []

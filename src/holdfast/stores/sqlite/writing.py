@@ -16,7 +16,7 @@ from holdfast.stores import composing
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import holds
 from holdfast.stores.sqlite.creating import knows, put_into_inbox, unread
-from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_rank, make_ready
+from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_rank, leave_running, make_ready
 from holdfast.stores.sqlite.rows import find, phase, spec_of
 from holdfast.stores.sqlite.tx import Tx
 
@@ -91,6 +91,7 @@ def park(
         tx.now,
         row["n"],
     )
+    leave_running(tx, row)
     changed(tx, row)
     return Appended(Status.OK, head)
 

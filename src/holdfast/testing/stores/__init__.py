@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.testing.stores.admission import Admission
 from holdfast.testing.stores.claiming import Claiming
 from holdfast.testing.stores.creation import Creation
 from holdfast.testing.stores.ending import EndingRuns
@@ -24,6 +25,7 @@ from holdfast.testing.stores.walk import Walking
 from holdfast.testing.stores.writing import Writing
 
 __all__ = [
+    "Admission",
     "Claiming",
     "Creation",
     "EndingRuns",
@@ -55,6 +57,7 @@ class StoreConformance(
     Creation,
     Superseding,
     Steering,
+    Admission,
     Claiming,
     Writing,
     EndingRuns,

@@ -1,17 +1,24 @@
 #!lua
 -- with: rows log queue tell
 -- Round robin between tenants with ready runs; within one, in the order of the queue. One token for each run asked for.
-local worker, lease_ms = ARGV[1], tonumber(ARGV[2])
-local claims = {}
-while #claims < #ARGV - 2 do
+-- A tenant at its cap loses its turn, and has one again when a run of it leaves running (leave_running in rows.lua).
+local worker, lease_ms, cap, tenant_cap = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local asked, claims, held_back = #ARGV - 4, {}, false
+if cap > 0 then
+  local room = cap - tonumber(call('HGET', P .. 'counts', 'running') or 0)
+  held_back = room < asked
+  asked = math.min(asked, room)
+end
+while #claims < asked do
   local tenant = call('ZRANGE', TURNS, 0, 0)[1]
   if not tenant then break end
-  local uid = call('ZRANGE', ready_key(tenant), 0, 0)[1]
-  if not uid then
+  local capped = tenant_cap > 0 and call('ZCARD', runs_key(tenant, 'running')) >= tenant_cap
+  local uid = not capped and call('ZRANGE', ready_key(tenant), 0, 0)[1]
+  if capped or not uid then
     call('ZREM', TURNS, tenant)
   else
     call('ZADD', TURNS, call('HINCRBY', META, 'turn', 1), tenant)
-    local row, token = find(uid), ARGV[3 + #claims]
+    local row, token = find(uid), ARGV[5 + #claims]
     leave_queue(row)
     set_state(row, 'running')
     set(row, {epoch = row.epoch + 1, claim = token, worker = worker, begun = 0})
@@ -26,4 +33,5 @@ while #claims < #ARGV - 2 do
     }
   end
 end
+if held_back and call('EXISTS', TURNS) == 1 then call('HSET', META, 'held_back', 1) end
 return claims

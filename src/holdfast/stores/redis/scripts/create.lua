@@ -1,12 +1,14 @@
 #!lua
 -- with: rows log queue inbox ends stopping record
 -- Idempotency key, id, policy, admission: in this order, and nothing is changed before all have passed.
--- Compositions of the runs that a supersede ends follow after the twenty arguments.
+-- Compositions of the runs that a supersede ends follow after the arguments.
 local tenant, id, session, policy, idem, body_hash = unpack(ARGV, 1, 6)
 local deadline_ms, queue_timeout_ms, session_wait_ms, attempts_max = unpack(ARGV, 7, 10)
 local behind_max, active_max, listener_ms = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local spec, trace, rehearsal, created, input = unpack(ARGV, 14, 18)
-take_composed(19)
+local queued_max, tenant_active_max, tenant_queued_max = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+local drain_ms, drain_runs = tonumber(ARGV[17]), tonumber(ARGV[18])
+local spec, trace, rehearsal, created, input = unpack(ARGV, 19, 23)
+take_composed(24)
 local uid, suid = uid_of(tenant, id), uid_of(tenant, session)
 local steers = P .. 'steers:' .. tenant
 
@@ -40,12 +42,46 @@ if policy == 'reject' and active then return {'busy', record(active)} end
 if policy == 'enqueue' and active and #behind >= behind_max then return {'busy', record(active)} end
 
 local supersede = policy == 'supersede'
-local ended = supersede and #behind + (active and active.state ~= 'running' and 1 or 0) or 0
-local live = 0
-for _, count in ipairs(call('HMGET', P .. 'counts', 'queued', 'running', 'waiting')) do
-  live = live + (tonumber(count) or 0)
+
+-- What one run more would stand on: those that end last say how fast there will be room.
+local function shed(cap, limit, found, of)
+  local ends, oldest, prefix = 0, WALL - drain_ms, of and uid_of(of, '')
+  local last = call('ZREVRANGEBYSCORE', ENDED, '+inf', '(' .. oldest, 'WITHSCORES', 'LIMIT', 0, drain_runs)
+  for i = 1, #last, 2 do
+    if not prefix or string.sub(last[i], 1, #prefix) == prefix then
+      ends, oldest = ends + 1, tonumber(last[i + 1])
+    end
+  end
+  if ends == 0 then
+    oldest = WALL
+    local firsts = of and {runs_key(of, 'queued'), runs_key(of, 'running'), runs_key(of, 'waiting')}
+      or {timer_key('deadline'), timer_key('wait')} -- of all: one of the oldest
+    for _, key in ipairs(firsts) do
+      local first = call('ZRANGE', key, 0, 0)[1]
+      oldest = math.min(oldest, tonumber(first and call('HGET', run_key(first), 'created_at') or nil) or oldest)
+    end
+  end
+  return {'overloaded', false, {}, {cap, limit, found, ends, math.max(0, WALL - oldest)}}
 end
-if live - ended >= active_max then return {'overloaded', false} end
+
+-- A prompt that ends at least one run takes its place, and is not counted anew.
+if not (supersede and (active or #behind > 0)) then
+  if tenant_active_max > 0 or tenant_queued_max > 0 then
+    local queued = call('ZCARD', runs_key(tenant, 'queued'))
+    local live = queued + call('ZCARD', runs_key(tenant, 'running')) + call('ZCARD', runs_key(tenant, 'waiting'))
+    if tenant_active_max > 0 and live >= tenant_active_max then
+      return shed('tenant_runs_active', tenant_active_max, live, tenant)
+    end
+    if tenant_queued_max > 0 and queued >= tenant_queued_max then
+      return shed('tenant_runs_queued', tenant_queued_max, queued, tenant)
+    end
+  end
+  local counts = call('HMGET', P .. 'counts', 'queued', 'running', 'waiting')
+  local queued = tonumber(counts[1]) or 0
+  local live = queued + (tonumber(counts[2]) or 0) + (tonumber(counts[3]) or 0)
+  if active_max > 0 and live >= active_max then return shed('runs_active', active_max, live) end
+  if queued_max > 0 and queued >= queued_max then return shed('runs_queued', queued_max, queued) end
+end
 
 -- What is behind ends first, so that ending the active one promotes nobody.
 local stops = {}

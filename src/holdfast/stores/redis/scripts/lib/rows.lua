@@ -73,6 +73,16 @@ local function holds(row, epoch, claim) return same_claim(row, epoch, claim) and
 
 local function unread(row) return row.inbox_n > row.inbox_read end
 
+-- A worker lets go of a run: who waited at a cap on running runs goes on (see claim.lua).
+local function leave_running(tenant)
+  local ready = call('EXISTS', ready_key(tenant)) == 1
+  if ready and not call('ZSCORE', TURNS, tenant) then
+    call('ZADD', TURNS, call('HINCRBY', META, 'turn', 1), tenant)
+    wake('ready')
+  end
+  if call('HDEL', META, 'held_back') == 1 then wake('ready') end
+end
+
 -- The indexes by state, and the counts that admission and health ask for.
 local function set_state(row, state)
   if row.state == state then return end
@@ -80,6 +90,7 @@ local function set_state(row, state)
   call('HINCRBY', P .. 'counts', state, 1)
   call('ZREM', runs_key(row.tenant, row.state), row.uid)
   if not row.gone then call('ZADD', runs_key(row.tenant, state), row.n, row.uid) end
+  if row.state == 'running' then leave_running(row.tenant) end
   set(row, {state = state})
 end
 
