@@ -131,6 +131,8 @@ class Cluster(System):
         self.redis = redis
         self.problems: list[str] = []  # what a client was told without being told to send it again
         self.told_to_retry = 0
+        self.refused = 0  # nobody listened
+        self.cut = 0  # somebody did, and did not answer
         self._numbers = (servers, workers)
         self.servers: list[Machine] = []
         self.workers_: list[Machine] = []
@@ -217,8 +219,13 @@ class Cluster(System):
         end = time.monotonic() + limit_s
         while True:
             status, answer = 0, None
-            with suppress(OSError, http.client.HTTPException):
+            try:
                 status, answer = self.http.ask(method, path, body, headers, limit_s=10)
+            except ConnectionRefusedError:
+                self.refused += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.cut += 1
+                answer = repr(error)
             if status and status < 400:
                 return status, answer
             if status and not (isinstance(answer, dict) and answer.get("retryable")):

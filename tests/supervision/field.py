@@ -18,22 +18,24 @@ SCRIPTS = (
 class Field:
     """Keeps so many runs alive, a new one for each that ends, and every reader's bytes."""
 
-    def __init__(self, system: System, chance: random.Random, runs: int) -> None:
+    def __init__(self, system: System, chance: random.Random, runs: int, name: str = "") -> None:
+        """`name` tells the sessions of several fields on one store apart."""
         self.system = system
         self.followers: list[Follower] = []
         self.prompts: dict[str, list[str]] = {}
         self._chance = chance
         self._runs = runs
+        self._name = name
 
     def fill(self) -> None:
         """Prompts go to free sessions, so that none supersedes another."""
         live = {f.session for f in self.followers if not f.closed}
         for i in range(self._runs):
-            if f"s{i}" not in live:
-                self._prompt(f"s{i}")
+            if (session := f"{self._name}s{i}") not in live:
+                self._prompt(session)
 
     def _prompt(self, session: str) -> None:
-        mark = f"m{len(self.followers)}"
+        mark = f"{self._name}m{len(self.followers)}"
         text = self._chance.choice(SCRIPTS).format(m=mark)
         follower = Follower(self.system, self.system.run(text, session=session))
         follower.session = session
