@@ -222,30 +222,30 @@ def test_redis_pauses_and_dies_in_the_middle_of_streams(cluster: Cluster, figure
 
 
 def test_redis_at_its_memory_limit_refuses_what_is_new_and_loses_nothing(cluster: Cluster):
-    """A full memory must not keep anybody from ending what runs."""
+    """A full memory keeps nobody from ending what runs: by a stop, or with store_error and all that was said."""
     server: Http = cluster.servers[0].http
-    stopped, ends, goes_on = (
-        Follower(cluster, cluster.run(text, session=f"full-{i}"))
-        for i, text in enumerate(("!tokens n=4000 rate=40", "!tokens n=60 rate=40", "!tokens n=200 rate=40"))
-    )
-    until(lambda: all("t5 " in f.said() for f in (stopped, ends, goes_on)), "all stream")
+    in_tool = Follower(cluster, cluster.run('!tool nap {"seconds": 60}', session="full-0"))
+    behind = Follower(cluster, cluster.run("!say later", session="full-0", on_busy="enqueue"))
+    writes = Follower(cluster, cluster.run("!tokens n=4000 rate=40", session="full-1"))
+    in_tool.until("tool.called")
+    until(lambda: "t5 " in writes.said(), "it streams")
     with cluster.redis.client() as client:
         client.config_set("maxmemory", 1_000_000)
         try:
             status, refused = server.ask("POST", "/api/runs", {"input": "!say no", "session": "full-new"})
             assert (status, refused["code"]) == (503, "store_unavailable"), refused
-            assert "maxmemory" in refused["detail"] + refused["remedy"], refused
+            assert "raise maxmemory" in refused["remedy"], refused
             assert server.ask("GET", "/readyz")[0] == 503
-            cluster.stop(stopped.run)
-            assert stopped.end(10)[-1]["reason"] == "stopped"
-            assert ends.end(20)[-1]["type"] == "run.completed"
+            end = writes.end(20)[-1]
+            assert (end["type"], end["reason"]) == ("run.failed", "store_error"), end
+            assert end["error"]["retryable"]
+            assert "raise maxmemory" in end["error"]["remedy"]
+            assert end["partial"] == writes.said(), "what was shown is kept"
+            cluster.stop(in_tool.run)
+            assert in_tool.end(20)[-1]["reason"] == "stopped"
+            assert cluster.record(behind.run)["state"] == "queued", "it waits, and is not lost"
         finally:
             client.config_set("maxmemory", 0)
-    events = goes_on.end(60)
-    assert events[-1]["type"] == "run.completed"
-    assert attempts(events) == [1]
-    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 201))
+    assert behind.end(60)[-1]["output"] == "later"
     cluster.until_up()
     assert cluster.end(cluster.run("!say again", session="full-new"))["output"] == "again"
-
-
