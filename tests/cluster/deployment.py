@@ -165,6 +165,13 @@ class Cluster(System):
         self.workers_.append(Machine(f"worker-{len(self.workers_)}", command, self.directory, self.env))
         return self.workers_[-1]
 
+    def tend(self) -> int:
+        """Start again what has ended by itself, as an orchestrator does; how many those were."""
+        down = [machine for machine in self.machines if machine.process.popen.poll() is not None]
+        for machine in down:
+            machine.start()
+        return len(down)
+
     def until_up(self) -> None:
         """Until every process is there, and every server takes runs."""
         for machine in self.machines:

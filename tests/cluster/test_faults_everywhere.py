@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.deployment import LEASE_S, Cluster, Machine, thaw
+from tests.cluster.deployment import LEASE_S, Cluster, thaw
 from tests.supervision.field import Field
 from tests.supervision.support import Follower, attempts, kill
 from tests.system.support import Http, full, percentile, until
@@ -39,12 +39,14 @@ class Faults:
 
     def __init__(self, cluster: Cluster, chance: random.Random) -> None:
         self.done: Counter[str] = Counter()
+        self.ended = 0  # by themselves: who starts while Redis is away gives up, and is started again
         self._cluster = cluster
         self._chance = chance
         self._timers: list[threading.Timer] = []
 
     def one(self) -> None:
         """To somebody who is there."""
+        self.ended += self._cluster.tend()
         kind = self._chance.choice(KINDS)
         machines = self._cluster.servers if "server" in kind else self._cluster.workers_
         machine = self._chance.choice(machines)
@@ -86,7 +88,12 @@ class Faults:
         """Wait until nobody is paused, and everybody is there again."""
         for timer in self._timers:
             timer.join(2 * LEASE_S)
+        until(self._all_started, "everybody is there", 60, 0.1)
         self._cluster.until_up()
+
+    def _all_started(self) -> bool:
+        self.ended += self._cluster.tend()
+        return all(machine.started() for machine in self._cluster.machines if machine.process.popen.poll() is None)
 
 
 def test_faults_of_every_part_at_random_moments_lose_nothing_and_everything_ends(cluster: Cluster, figures: Any):
@@ -120,7 +127,7 @@ def test_faults_of_every_part_at_random_moments_lose_nothing_and_everything_ends
             *said,
             f"after the last kill the {len(silent)} live runs went on or ended within {max(silent, default=0):.2f} s "
             f"(p50 {percentile(silent or [0.0], 0.5):.2f} s; lease {LEASE_S:.0f} s; load {psutil.getloadavg()[0]:.1f})",
-            f"clients were told {cluster.told_to_retry} times to retry",
+            f"clients were told {cluster.told_to_retry} times to retry; {faults.ended} starts gave up without Redis",
         ],
     )
 
@@ -219,6 +226,23 @@ def test_redis_pauses_and_dies_in_the_middle_of_streams(cluster: Cluster, figure
         assert attempts(events) == [1], "nobody may take a run from a worker that lives"
     again = [f.after(back) or 0.0 for f in followers]
     figures(f"redis paused {pause_s} s, then killed", [f"readers go on {max(again) * 1000:.0f} ms after it is back"])
+
+
+def test_a_worker_that_is_replaced_while_redis_is_away_waits_for_it(cluster: Cluster):
+    """A store that comes back finds workers, not supervisors that have counted too many replacements."""
+    cluster.redis.kill()
+    killed = [worker.workers()[0] for worker in cluster.workers_]
+    for process in killed:
+        process.kill()
+    for worker in cluster.workers_:
+        until(lambda w=worker: "part=open" in w.process.log(), "the new one has tried", 30)
+    cluster.redis.start()
+    cluster.until_up()
+    done = cluster.end(cluster.run("!say here", session="replaced"))
+    assert (done["state"], done["output"]) == ("completed", "here")
+    for worker, old in zip(cluster.workers_, killed, strict=True):
+        lost = [line for line in worker.process.log().splitlines() if line.startswith("worker_lost")]
+        assert f"pid={old.pid}" in lost[-1], "the new one has not ended"
 
 
 def test_redis_at_its_memory_limit_refuses_what_is_new_and_loses_nothing(cluster: Cluster):

@@ -103,6 +103,34 @@ def test_readers_of_a_killed_server_go_on_at_the_other_without_a_gap(cluster: Cl
     assert sum(follower.breaks for follower in followers) > 0, "nobody read at the server that was killed"
 
 
+def test_inspect_asks_the_worker_that_has_the_run_wherever_it_is(cluster: Cluster):
+    """Why a run is not finished is asked where it is noticed, and known where it runs."""
+    run = cluster.run('!tool nap {"seconds": 60}', session="inspected")
+    until(lambda: [e for e in cluster.seen(run) if e["type"] == "tool.called"], "the tool runs")
+    for server in (0, 1):
+        found = cluster.through(server).inspect(run)
+        assert [tool["name"] for tool in found["tools"]] == ["nap"], found
+    machine = cluster.holder(run)
+    (worker,) = machine.workers()
+    worker.suspend()
+    try:
+        found = cluster.inspect(run)
+        assert found["waiting_on"] == "its worker's loop, which is blocked", found
+    finally:
+        worker.resume()
+    frozen = machine.freeze()
+    try:
+        asked = time.monotonic()
+        found = cluster.inspect(run)
+        assert time.monotonic() - asked < 5.0, "nobody answers, and that is bounded"
+        assert found["state"] == "running"
+        assert "tools" not in found
+    finally:
+        thaw(frozen)
+    cluster.stop(run)
+    assert cluster.end(run)["state"] == "cancelled"
+
+
 def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_its_tools_are_stopped(cluster: Cluster, figures: Any):
     """A machine that was paused believes that it still has its runs. It must learn that it has not before it acts."""
     lines = ['!tool nap {"seconds": 60}\n!say after', "!tokens n=3000 rate=50"]
