@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from bench import arguments, cost, latency, supervised
+from bench import arguments, cluster, cost, latency, supervised
 from tests.system.support import System
 
 Part = Callable[[System, int], tuple[str, list[list[str]]]]
@@ -26,6 +26,8 @@ PARTS: dict[str, tuple[Part, int]] = {
     "speed": (cost.full_speed, 5),
     "processes": (supervised.compared, 5),
     "arguments": (arguments.grown, 5),
+    "cluster": (cluster.times, 5),
+    "cluster-cpu": (cluster.cpu, 2),
 }
 
 

@@ -4,7 +4,6 @@ import http.client
 import json
 import random
 import socket
-import sqlite3
 import struct
 import threading
 import time
@@ -31,13 +30,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def stored(system: System, run: str) -> list[Row]:
-    """The log itself, from the database file."""
-    with closing(sqlite3.connect(f"file:{system.store}?mode=ro", uri=True)) as database:
-        rows = database.execute(
-            "SELECT e.seq, e.epoch, e.data FROM events e JOIN runs r ON e.run = r.n WHERE r.id = ? ORDER BY e.seq",
-            (run,),
-        ).fetchall()
-    return [Row(bytes(data), f"{seq}-{epoch}") for seq, epoch, data in rows]
+    """The log itself, from where the store keeps it."""
+    return [Row(data, f"{seq}-{epoch}") for seq, epoch, data in system.log_rows(run)]
 
 
 class Reader:

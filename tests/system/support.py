@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -258,6 +259,9 @@ class System:
 
     # runs
 
+    def get(self, path: str) -> Any:
+        return self.http.get(path)
+
     def run(self, text: str, **fields: Any) -> str:
         """Start a run; its id."""
         status, record = self.http.ask("POST", "/api/runs", {"input": text, **fields})
@@ -319,6 +323,15 @@ class System:
                 if text in said:
                     return
         raise AssertionError(f"{run} ended without {text!r}: {said!r}")
+
+    def log_rows(self, run: str) -> list[tuple[int, int, bytes]]:
+        """Seq, epoch and bytes of each event, from the database file."""
+        with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as database:
+            rows = database.execute(
+                "SELECT e.seq, e.epoch, e.data FROM events e JOIN runs r ON e.run = r.n WHERE r.id = ? ORDER BY e.seq",
+                (run,),
+            ).fetchall()
+        return [(seq, epoch, bytes(data)) for seq, epoch, data in rows]
 
     def prompt_works(self, session: str, text: str = "again") -> None:
         """The next prompt of a session is answered; what else a run left behind, this must hold."""

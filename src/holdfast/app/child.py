@@ -35,10 +35,11 @@ from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.clock import SystemClock
-from holdfast.stores.opening import OpenStore, StoreError, open_store
+from holdfast.stores.opening import OpenStore, StoreError, elsewhere, open_store
 from holdfast.telemetry import Log, guard_prints
 
 _BEAT_S: Final = 0.25
+_OPEN_AGAIN_S: Final = 0.5
 _ORPHAN_S: Final = 1.5
 _ORPHANED: Final = 70
 _BROKEN: Final = 71
@@ -61,6 +62,7 @@ class Child:
         self._configured = asyncio.Event()
         self._hurried = False
         self._worker: Worker | None = None
+        self._store: OpenStore | None = None
         self._log = Log()
         self._owner = Owner(self._task_failed)
 
@@ -89,12 +91,9 @@ class Child:
         return 0
 
     async def _work(self, served: Served) -> None:
-        try:
-            store = await open_store(self._settings.store, say=self._log.write)
-        except StoreError as error:
-            self._say({"report": "failed", "why": str(error)})
-            return
-        if self._ended.is_set():
+        _ = self._owner.spawn(self._beat(), "beat")
+        store = self._store = await self._open_store()
+        if store is None or self._ended.is_set():
             return  # told to end, or orphaned, before there was anything to end
         telemetry = observe(self._settings, self._log)
         clock = SystemClock()
@@ -113,7 +112,6 @@ class Child:
             served.infos,
         )
         self._worker = worker
-        _ = self._owner.spawn(self._beat(store), "beat")
         self._say({"report": "working", "worker": self._name})
         await worker.run()
         self._worker = None
@@ -122,9 +120,23 @@ class Child:
         await store.close()
         await end(telemetry, HURRIED_CLOSE_S if self._hurried else CLOSE_S)
 
-    async def _beat(self, store: OpenStore) -> None:
+    async def _open_store(self) -> OpenStore | None:
+        """Open it. One that is elsewhere may be away for a moment: whoever has it open waits as long, too."""
+        patient_s = self._settings.store_outage_s if elsewhere(self._settings.store) else 0.0
+        until = time.monotonic() + patient_s
         while True:
-            broken = store.broken()
+            try:
+                return await open_store(self._settings.store, say=self._log.write)
+            except StoreError as error:
+                if self._ended.is_set() or time.monotonic() >= until:
+                    self._say({"report": "failed", "why": str(error)})
+                    return None
+                self._log.write("store_unavailable", worker=self._name, part="open", error=str(error))
+            _ = await wait_event(self._ended, _OPEN_AGAIN_S)
+
+    async def _beat(self) -> None:
+        while True:
+            broken = self._store.broken() if self._store is not None else ""
             if broken:  # nothing can be stored here any more: the next process goes on with the runs
                 self._log.write("broken", worker=self._name, what=broken, remedy="none needed: it is replaced")
                 sys.stderr.flush()

@@ -73,7 +73,7 @@ class RemoteWorkers:
         """Runs belong to workers, and go on there."""
 
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
-        """What a run waits on is known to its worker only."""
+        """What a run waits on is known to its worker only, which is asked through the store."""
         return None
 
     async def _forever(self) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from holdfast import __version__
 from holdfast.aio import Owner
+from holdfast.app.asking import AskElsewhere, answer_questions
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
@@ -155,6 +156,8 @@ class Runtime:
         self._stack.push_async_callback(self._owner.close, 1.0)
         unanswered = self.worker.unanswered if isinstance(self.worker, Supervisor) else None
         _ = self._owner.spawn(Reaper(self.store, self.settings, self.log, unanswered).run(), "reaper")
+        if self.store.questions is not None and not isinstance(self.worker, RemoteWorkers):
+            _ = self._owner.spawn(answer_questions(self.store.questions, [self.worker], self.log), "questions")
 
     async def _until_model(self) -> None:
         """Refuse runs until the model that was missing at the start has been there once."""
@@ -191,7 +194,8 @@ class Runtime:
 
     async def _start_gateway(self) -> None:
         settings = self.settings
-        self.sessions = Sessions(self.store, settings, self.log, lambda: self.worker.agents, self.worker)
+        inspector = AskElsewhere(self.store, self.worker, self.log)
+        self.sessions = Sessions(self.store, settings, self.log, lambda: self.worker.agents, inspector)
         ready = Readiness(
             self.store,
             settings,

@@ -163,6 +163,10 @@ class Supervisor:
                 return found
         return None
 
+    def names(self) -> list[str]:
+        """Of the workers that may hold runs here."""
+        return [worker.name for worker in self._at_work()]
+
     def _at_work(self) -> list[WorkerProcess]:
         """The worker, and those that drain."""
         return [*([] if self._worker is None else [self._worker]), *self._retired]

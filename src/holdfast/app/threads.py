@@ -109,6 +109,10 @@ class WorkerThread:
         if self._served is not None:
             self._served.pool.close(1.0)
 
+    def names(self) -> list[str]:
+        """Of the worker that may hold runs here."""
+        return [self.name]
+
     async def stop_all(self) -> None:
         """The second signal: every run ends now."""
         if self._worker is not None:

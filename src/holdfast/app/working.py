@@ -18,6 +18,7 @@ import uvloop
 
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
+from holdfast.app.asking import answer_questions
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.runtime import drain_of
@@ -25,11 +26,13 @@ from holdfast.app.signals import Signals
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings
 from holdfast.engine.reaper import Reaper
-from holdfast.stores.opening import StoreError, open_store, shown
+from holdfast.stores.opening import OpenStore, StoreError, open_store, shown
 from holdfast.telemetry import Log
 
 _WATCH_S: Final = 5.0
 _CLOSE_S: Final = 1.0
+_OPEN_TRIES: Final = 3
+_OPEN_AGAIN_S: Final = 0.5
 
 
 def work(settings: Settings, specs: Sequence[str], *, announce: Callable[[str], None]) -> int:
@@ -60,10 +63,7 @@ async def _work(settings: Settings, specs: Sequence[str], announce: Callable[[st
     log = Log(settings.log_format)
     owner = Owner(lambda name, error: log.write("task_failed", task=name, error=repr(error)))
     async with AsyncExitStack() as stack:
-        try:
-            store = await open_store(settings.store, say=log.write)
-        except StoreError as error:
-            raise StartError(f"cannot start: {error}") from error
+        store = await _open(settings, log)
         stack.push_async_callback(store.close)
         stack.push_async_callback(owner.close, _CLOSE_S)
         workers = [Supervisor(store, settings, specs, log, []) for _ in range(settings.processes)]
@@ -73,6 +73,8 @@ async def _work(settings: Settings, specs: Sequence[str], announce: Callable[[st
             stack.push_async_callback(worker.close, drain_s)
         unanswered = _each([worker.unanswered for worker in workers])
         _ = owner.spawn(Reaper(store, settings, log, unanswered).run(), "reaper")
+        if store.questions is not None:
+            _ = owner.spawn(answer_questions(store.questions, workers, log), "questions")
         signals = Signals()
         _announce(settings, workers, announce)
         log.write("ready", workers=",".join(worker.name for worker in workers), pid=os.getpid())
@@ -85,6 +87,18 @@ async def _work(settings: Settings, specs: Sequence[str], announce: Callable[[st
         hurry.cancel()
     log.write("shutdown_done")
     return 0
+
+
+async def _open(settings: Settings, log: Log) -> OpenStore:
+    """The store; tried again for a moment where it does not answer, as `holdfast serve` does."""
+    for tried in range(1, _OPEN_TRIES + 1):
+        try:
+            return await open_store(settings.store, say=log.write)
+        except StoreError as error:
+            if tried == _OPEN_TRIES:
+                raise StartError(f"cannot start: {error}") from error
+            await asyncio.sleep(_OPEN_AGAIN_S)
+    raise AssertionError("the last try returns or raises")
 
 
 async def _hurry(signals: Signals, workers: Sequence[Supervisor]) -> None:

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from holdfast.ports.store import RunStore
+from holdfast.ports.store import RunStore, Wake
 from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite import SqliteStore
 
 _REDIS: Final = ("redis", "rediss", "unix")
+
+
+class Question(Protocol):
+    """What was asked of a worker."""
+
+    @property
+    def worker(self) -> str:
+        """Whom."""
+        ...
+
+    @property
+    def text(self) -> bytes:
+        """What, in the words of those who ask."""
+        ...
+
+
+class Questions(Protocol):
+    """Hints between processes, no records: what nobody takes in time goes by itself."""
+
+    async def ask(self, worker: str, text: bytes, limit_s: float) -> bytes | None:
+        """The answer of whoever has `worker`; None if none came in `limit_s` seconds."""
+        ...
+
+    def subscribe(self) -> AbstractContextManager[Wake]:
+        """Wakes when somebody asks something of some worker."""
+        ...
+
+    async def take(self, workers: Sequence[str]) -> Sequence[Question]:
+        """What was asked of these workers since the last call."""
+        ...
+
+    async def answer(self, question: Any, text: bytes) -> None:
+        """Give the answer to whoever asked; `question` is one that `take` returned."""
+        ...
 
 
 class OpenStore(RunStore, Protocol):
@@ -24,6 +59,11 @@ class OpenStore(RunStore, Protocol):
     @property
     def durability(self) -> str:
         """What survives what, in a few words."""
+        ...
+
+    @property
+    def questions(self) -> Questions | None:
+        """Where workers of other processes are asked what only they know; None where there are none."""
         ...
 
     def held_up_s(self) -> float:
@@ -53,6 +93,11 @@ async def open_store(url: str, *, own: bool = False, say: Callable[..., None] | 
     return await (RedisStore.open(url) if say is None else RedisStore.open(url, say=say))
 
 
+def elsewhere(url: str) -> bool:
+    """Whether `url` names a server, which may be away and come back, and which other processes share."""
+    return urlsplit(url).scheme in _REDIS
+
+
 def shown(url: str) -> str:
     """`url` without a password, for people and log lines."""
     if urlsplit(url).scheme not in _REDIS:
@@ -62,4 +107,4 @@ def shown(url: str) -> str:
     return without_password(url)
 
 
-__all__ = ["OpenStore", "StoreError", "open_store", "shown"]
+__all__ = ["OpenStore", "Question", "Questions", "StoreError", "elsewhere", "open_store", "shown"]

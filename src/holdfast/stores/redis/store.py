@@ -54,6 +54,7 @@ from holdfast.stores.redis.facts import Fact, complaint, durability, look
 from holdfast.stores.redis.heart import RedisHeart, renewal_arguments, renewals
 from holdfast.stores.redis.link import Argument, Link
 from holdfast.stores.redis.opening import connect
+from holdfast.stores.redis.questions import Questions
 from holdfast.stores.redis.rows import (
     claim_of,
     ended_of,
@@ -96,6 +97,7 @@ class RedisStore:
         self._link = link
         self._ends = Ends(link)
         self._subscriber = subscriber
+        self.questions = Questions(link, self.subscribe)
         self._shared = SharedReads(self.read)
 
     @classmethod

@@ -71,6 +71,8 @@ _SWEEP_STEPS_MAX: Final = 1000
 class SqliteStore:
     """`sqlite:///file` or `sqlite://:memory:` (the same class on one connection). See `holdfast.ports.store`."""
 
+    questions: None = None  # its one worker is beside whoever asks
+
     def __init__(
         self,
         path: str,
