@@ -14,10 +14,11 @@ from holdfast.aio import Owner
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
-from holdfast.app.readiness import Readiness
+from holdfast.app.readiness import Readiness, full
 from holdfast.app.remote import RemoteWorkers
 from holdfast.app.startup import MODELS_S, READY_S, SHORT_S, STORE_S, Startup
 from holdfast.app.supervisor import Supervisor
+from holdfast.app.synthetic import SyntheticRuns
 from holdfast.app.trial import LOAD_S, try_agents
 from holdfast.app.upstream import find_model
 from holdfast.config import Settings
@@ -57,6 +58,8 @@ class Runtime:
         self.startup = Startup(self.log)
         self._works = False
         self._hurried = False
+        self._synthetic: SyntheticRuns | None = None
+        self._proving: asyncio.Task[None] | None = None
         self.store: OpenStore
         self.sessions: Sessions
         self.app: GatewayApp
@@ -198,6 +201,8 @@ class Runtime:
             lambda: (self.worker.name, self.worker.why),
             lambda: self.sessions.draining,
             self.access.problem,
+            lambda: None if self._synthetic is None else self._synthetic.part(),
+            self._owner,
         )
         self.app = create_app(
             self.sessions,
@@ -214,10 +219,20 @@ class Runtime:
             _ = self._owner.spawn(self._until_model(), "wait for the model")
         await self.server.start()
         self._stack.push_async_callback(self._close_gateway)
+        if settings.synthetic_run_s:
+            self._synthetic = SyntheticRuns(
+                self.app, self.access.synthetic, settings.synthetic_run_s, self._full, self.log
+            )
+            self._proving = self._owner.spawn(self._synthetic.forever(), "synthetic runs")
+
+    async def _full(self) -> str:
+        return full(await self.store.workers())
 
     async def _close_gateway(self) -> None:
         # No new runs first, but streams stay open while runs drain: their readers shall see the end.
         self.sessions.draining = True
+        if self._proving is not None:
+            self._proving.cancel()
         await self.worker.close(self.drain_s)
         await self.server.stop()
 

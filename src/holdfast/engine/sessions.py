@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, cast
@@ -15,7 +16,7 @@ import msgspec
 
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
-from holdfast.domain.ids import RunKey, new_run_id, new_session_id, trace_id
+from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey, new_run_id, new_session_id, trace_id
 from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
 from holdfast.engine.deciding import decide
@@ -39,6 +40,7 @@ from holdfast.telemetry import Log
 from holdfast.telemetry.totals import without_metrics
 
 RETRY_AFTER_S = 1
+_SYNTHETIC = AgentInfo(SYNTHETIC_AGENT, "", "", False)
 
 
 class StartRequest(msgspec.Struct, frozen=True):
@@ -114,9 +116,10 @@ class Sessions:
         """
         if self.draining:
             raise HoldfastError("not_ready", "the server is shutting down", retry_after_s=RETRY_AFTER_S)
-        if self.missing:
+        synthetic = tenant == SYNTHETIC_TENANT
+        if self.missing and not synthetic:  # a synthetic run needs no model
             raise HoldfastError("not_ready", self.missing, retry_after_s=RETRY_AFTER_S)
-        agent = self._agent(request.agent)
+        agent = _SYNTHETIC if synthetic else self._agent(request.agent)
         key = RunKey(tenant, new_run_id())
         new = NewRun(
             key=key,
@@ -128,7 +131,8 @@ class Sessions:
             limits=self._limits(request, agent),
             listener_ms=self._listener_ms if request.listens and request.on_disconnect == OnDisconnect.CANCEL else 0,
         )
-        self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
+        if not synthetic:
+            self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
         return self._judge(created, new)
 
@@ -282,7 +286,7 @@ class Sessions:
             queue_timeout_ms=int(settings.queue_timeout_s * 1000),
             session_wait_ms=int(settings.session_wait_s * 1000),
             queued_behind_max=settings.queued_behind,
-            runs_active_max=settings.runs_active,
+            runs_active_max=sys.maxsize if agent is _SYNTHETIC else settings.runs_active,
             attempts_max=settings.attempts if agent.resumable else 1,
         )
 

@@ -45,6 +45,20 @@ class Scrape:
             if isinstance(facts.get(key), (int, float)):
                 self.set(name, max(0.0, facts[key] * scale))
 
+    def ready(self, found: Mapping[str, Any], *, closing: bool) -> None:
+        """What /readyz would say, as far as it is a number."""
+        self.set("holdfast_ready", bool(found.get("ready")) and not closing)
+        parts: Mapping[str, Mapping[str, Any]] = found.get("parts") or {}
+        for name, part in parts.items():
+            self.set("holdfast_ready_part", bool(part.get("ok")), name)
+        proof = parts.get("run", {})
+        for metric, fact, scale in (
+            ("holdfast_synthetic_run_age_seconds", "age_s", 1.0),
+            ("holdfast_synthetic_run_seconds", "took_ms", 0.001),
+        ):
+            if isinstance(proof.get(fact), (int, float)):
+                self.set(metric, proof[fact] * scale)
+
     def workers(self, reported: Sequence[Mapping[str, Any]]) -> None:
         """The facts of each worker, taken as they come: numbers and truths become gauges."""
         self.set("holdfast_workers", len(reported))

@@ -60,6 +60,10 @@ METRICS: Final = (
     Metric("holdfast_log_lines_dropped_total", "counter", "Log lines that nobody took", ("process",)),
     Metric("holdfast_telemetry_dropped_total", "counter", "Records that a sink never saw", ("process", "sink")),
     Metric("holdfast_telemetry_failures_total", "counter", "Records at which a sink failed", ("process", "sink")),
+    Metric("holdfast_ready", "gauge", "Whether /readyz is 200"),
+    Metric("holdfast_ready_part", "gauge", "Whether a part of /readyz is well", ("part",)),
+    Metric("holdfast_synthetic_run_age_seconds", "gauge", "How long ago the last synthetic run that went well began"),
+    Metric("holdfast_synthetic_run_seconds", "gauge", "How long that one took"),
     Metric("holdfast_scrape_ok", "gauge", "Whether a part answered this request in time", ("part",)),
     Metric("holdfast_build_info", "gauge", "1", ("version",)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from holdfast.domain.ids import RunKey
+from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
 from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Ended, Limits, NewRun, Status, Stopped
 from holdfast.stores.sqlite.ending import end_from_outside, insert_run, make_ready
@@ -113,7 +113,10 @@ def _behind(tx: Tx, new: NewRun) -> list[sqlite3.Row]:
 
 
 def _live(tx: Tx) -> int:
-    row = tx.one("SELECT count(*) AS c FROM runs WHERE state IN ('queued', 'running', 'waiting')")
+    row = tx.one(
+        "SELECT count(*) AS c FROM runs WHERE state IN ('queued', 'running', 'waiting') AND tenant <> ?",
+        SYNTHETIC_TENANT,
+    )
     return row["c"] if row else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.domain.ids import RunKey
+from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import State
 from holdfast.ports.store import Page, RunRecord, Status, WorkerRecord
 from holdfast.stores.composing import PAGE_BYTES
@@ -82,7 +82,8 @@ def workers(tx: Tx) -> list[WorkerRecord]:
 
 def facts(tx: Tx) -> dict[str, Any]:
     """What is in the database."""
-    counts = {r["state"]: r["c"] for r in tx.all("SELECT state, count(*) AS c FROM runs GROUP BY state")}
+    by_state = "SELECT state, count(*) AS c FROM runs WHERE tenant <> ? GROUP BY state"
+    counts = {r["state"]: r["c"] for r in tx.all(by_state, SYNTHETIC_TENANT)}
     ready = tx.one("SELECT count(*) AS c, min(ready_at) AS oldest FROM runs WHERE state = 'queued' AND slot = 1")
     pages = tx.one("SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()")
     return {
