@@ -71,6 +71,7 @@ async def test_a_synthetic_run_proves_readiness_and_nobody_sees_it(tmp_path: Pat
         assert SYNTHETIC_TENANT not in workers
         metrics = (await http.get("/metrics", headers=ALICE)).text
         assert "holdfast_ready 1.0" in metrics
+        assert "holdfast_started 1.0" in metrics
         assert "holdfast_synthetic_run_age_seconds" in metrics
         assert "holdfast_runs_ended_total{" not in metrics
         assert 'route="/api/runs",status="201"} 1.0' in metrics

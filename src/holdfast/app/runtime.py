@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from holdfast import __version__
 from holdfast.aio import Owner
+from holdfast.app.build import version
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
@@ -194,7 +194,9 @@ class Runtime:
 
     async def _start_gateway(self) -> None:
         settings = self.settings
-        self.sessions = Sessions(self.store, settings, self.log, lambda: self.worker.agents, self.worker)
+        self.sessions = Sessions(
+            self.store, settings, self.log, lambda: self.worker.agents, self.worker, version(settings)
+        )
         ready = Readiness(
             self.store,
             settings,
@@ -208,7 +210,7 @@ class Runtime:
             self.sessions,
             settings,
             self.log,
-            version={"version": __version__},
+            version=dict(version(settings)),
             ready=ready,
             startup=self.startup.document,
             access=self.access,

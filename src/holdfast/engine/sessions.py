@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
@@ -90,8 +90,10 @@ class Sessions:
         log: Log,
         agents: Callable[[], Sequence[AgentInfo]],
         inspector: Inspector | None = None,
+        version: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the store, and where the served agents are looked up."""
+        """Take the store, and where the served agents are looked up; `version` has build and config."""
+        self._version = version or {}
         self._store = store
         self._settings = settings
         self._log = log
@@ -124,7 +126,7 @@ class Sessions:
         new = NewRun(
             key=key,
             session=request.session or new_session_id(),
-            spec=_spec(request, agent, key),
+            spec=_spec(request, agent, key, self._version),
             policy=request.on_busy,
             idempotency_key=request.idempotency_key,
             body_hash=_body_hash(request),
@@ -325,7 +327,7 @@ class Sessions:
         return page
 
 
-def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
+def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping[str, str]) -> RunSpec:
     return RunSpec(
         input=request.input,
         agent=agent.name,
@@ -340,6 +342,8 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
         kind=agent.kind,
         context=request.context,
         retracts=request.retracts,
+        build=version.get("build", ""),
+        config=version.get("config", ""),
     )
 
 

@@ -26,7 +26,7 @@ async def metrics(gate: Gate, request: Request) -> Response:
     """GET /metrics."""
     (store, _), (workers, _), (ready, _) = await ask_all(gate.owner, gate.store, gate.workers, gate.ready)
     scrape = Scrape(gate_totals(gate))
-    scrape.set("holdfast_build_info", 1, str(gate.version.get("version", "")))
+    scrape.build(gate.version, started=True)
     scrape.set("holdfast_scrape_ok", store is not None and "error" not in store, "store")
     scrape.set("holdfast_scrape_ok", workers is not None, "workers")
     scrape.ready(ready or {}, closing=gate.closing)

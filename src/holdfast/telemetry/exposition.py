@@ -38,12 +38,18 @@ class Scrape:
             self.set("holdfast_runs", count, state)
         for name, key, scale in (
             ("holdfast_queue_ready", "ready", 1.0),
+            ("holdfast_runs_overdue", "overdue", 1.0),
             ("holdfast_queue_age_seconds", "ready_age_ms", 0.001),
             ("holdfast_store_bytes", "database_bytes", 1.0),
             ("holdfast_store_writes_waiting", "writes_waiting", 1.0),
         ):
             if isinstance(facts.get(key), (int, float)):
                 self.set(name, max(0.0, facts[key] * scale))
+
+    def build(self, version: Mapping[str, Any], *, started: bool) -> None:
+        """What runs here, and whether it could start."""
+        self.set("holdfast_build_info", 1, *(str(version.get(name, "")) for name in ("version", "build", "config")))
+        self.set("holdfast_started", started)
 
     def ready(self, found: Mapping[str, Any], *, closing: bool) -> None:
         """What /readyz would say, as far as it is a number."""
@@ -102,6 +108,14 @@ class Scrape:
         for state in states:
             key = ("holdfast_breakers", (str(state)[:32],))
             self.gauges[key] = self.gauges.get(key, 0.0) + 1
+
+
+def refusing(version: Mapping[str, Any]) -> Scrape:
+    """The answer of a server whose start failed."""
+    scrape = Scrape()
+    scrape.build(version, started=False)
+    scrape.ready({}, closing=False)
+    return scrape
 
 
 def _gauge(row: Row, values: Mapping[Key, float]) -> Metric:
