@@ -77,8 +77,8 @@ format: install ## Rewrite the sources: layout, import order, safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: system-packages
-system-packages: ## Debian packages that tests use (chromium for the browser test, redis-server for its store)
-	@scripts/system-packages chromium redis-server
+system-packages: ## Debian packages that tests use (chromium for the browser test, redis-server for its store, nginx for deploy/)
+	@scripts/system-packages chromium redis-server nginx
 
 .PHONY: upgrade
 upgrade: ## Renew constraints.txt with the versions of today

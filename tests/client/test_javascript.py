@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "clients" / "js"
 NODE = shutil.which("node")
 NO_NODE = "no node: the JavaScript client is not tested here; install Node 20 or newer"
 TSC = shutil.which("tsc", path=PACKAGE.parents[1] / "web" / "node_modules" / ".bin") or shutil.which("tsc")
-OPTIONS = "--noEmit --strict --target es2022 --module nodenext --lib es2022,dom,dom.iterable".split()
+OPTIONS = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2022,dom,dom.iterable"]
 
 
 @pytest.mark.slow

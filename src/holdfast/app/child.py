@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgspec
 import uvloop
 
+from holdfast.agents.synthetic import SyntheticAgent
 from holdfast.aio import Owner, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
@@ -101,7 +102,7 @@ class Child:
         facts, tired = worker_facts(served.facts, self._log), served.pool.tired
         worker = Worker(
             store,
-            served.agents,
+            [*served.agents, SyntheticAgent()],
             self._settings,
             self._log,
             clock,

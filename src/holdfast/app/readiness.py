@@ -1,22 +1,30 @@
 """Whether a run would be taken now, with a reason per part. Asks; decides nothing.
 
-The worker's part shows the breakers of its models' upstreams, and an open one does not make it unready: other agents
-may have other models, and without requests no probe would ever find the upstream again. The model's part asks itself.
+The parts are asked at the same time, each for at most `PART_S`, so that one that hangs is named and hides no other.
+
+The worker's part shows the breakers of its models' upstreams and its threads in quarantine, and an open breaker does
+not make it unready: other agents may have other models, and without requests no probe would ever find the upstream
+again. The model's part asks itself, at most once a minute while it is well; then sooner, with growing pauses.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from holdfast.aio import Owner
 from holdfast.app.upstream import probe_model
 from holdfast.config import Settings, upstream_url
-from holdfast.ports.store import RunStore
+from holdfast.gateway.checks import Check, ask_all
+from holdfast.ports.store import RunStore, WorkerRecord
 from holdfast.telemetry.totals import without_metrics
 
-_GOOD_FOR_S: Final = 60.0
-_BAD_FOR_S: Final = 2.0
+PART_S: Final = 0.6  # less than a request for all of them is waited for
+_MODEL_GOOD_S: Final = 60.0
+_MODEL_BAD_S: Final = (2.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+
+Part = dict[str, Any]
 
 
 class Readiness:
@@ -29,52 +37,101 @@ class Readiness:
         worker: Callable[[], tuple[str, str]],
         draining: Callable[[], bool],
         access: Callable[[], str],
+        proof: Callable[[], Part | None],
+        owner: Owner,
     ) -> None:
-        """Take what is asked; `worker` answers its name, and why it does not work or ""; `access` the latter alone."""
+        """Take what is asked.
+
+        Args:
+            store: Asked for its health, and for what workers reported.
+            settings: The lease bounds how old a report may be.
+            worker: Answers a worker's name, and why it does not work or "".
+            draining: Whether the server is shutting down.
+            access: What of the door does not work, or "".
+            proof: How the last synthetic run went; None where there are none.
+            owner: Of the questions that are still open.
+        """
         self._access = access
         self._draining = draining
         self._store = store
         self._settings = settings
-        self._upstream = upstream_url(settings)
         self._worker = worker
-        self._model: tuple[float, dict[str, Any]] | None = None
+        self._proof = proof
+        self._owner = owner
+        self._parts = {"store": self._check("store", self._store_part), "worker": self._check("worker", self._work)}
+        if upstream := upstream_url(settings):
+            self._parts["model"] = self._check("model", ModelPart(upstream))
 
     async def __call__(self) -> dict[str, Any]:
-        """`{"ready", "parts": {store, worker, model?, access?}}`; every part with `ok` and, if not, `why`."""
-        parts = {"store": await self._store_part(), "worker": await self._worker_part()}
-        if self._upstream:
-            parts["model"] = await self._model_part()
+        """`{"ready", "parts": {store, worker, model?, run?, access?}}`; every part with `ok` and, if not, `why`."""
+        answers = await ask_all(self._owner, *self._parts.values())
+        parts = {
+            name: {"ok": False, "why": why} if found is None else found
+            for name, (found, why) in zip(self._parts, answers, strict=True)
+        }
+        if (proof := self._proof()) is not None:
+            parts["run"] = proof
         if problem := self._access():  # whoever could enter still can, so that runs are taken
             parts["access"] = {"ok": True, "why": problem}
         if self._draining():
             parts["server"] = {"ok": False, "why": "draining"}
         return {"ready": all(part["ok"] for part in parts.values()), "parts": parts}
 
-    async def _store_part(self) -> dict[str, Any]:
+    def _check(self, name: str, ask: Callable[[], Awaitable[Part]]) -> Check:
+        return Check(self._owner, name, ask, PART_S)
+
+    async def _store_part(self) -> Part:
         facts = await self._store.health()
         if "error" in facts:
             return {"ok": False, "why": facts["error"]}
         return {"ok": True, "kind": facts["kind"], "ready_runs": facts["ready"]}
 
-    async def _worker_part(self) -> dict[str, Any]:
+    async def _work(self) -> Part:
         name, why = self._worker()
         if why:
             return {"ok": False, "why": why}
         seen = {w.worker: w for w in await self._store.workers()}
         mine = seen.get(name)
         age_s = None if mine is None else time.time() - mine.seen_at / 1000
-        if mine is None or age_s is None or age_s > self._settings.lease_s:
-            return {"ok": False, "why": "the worker has not reported yet", "age_s": age_s}
+        if mine is None or age_s is None:
+            return {"ok": False, "why": "the worker has not reported yet", "age_s": None}
+        if age_s > self._settings.lease_s:
+            return {"ok": False, "why": f"worker {name} last reported {age_s:.0f} s ago", "age_s": round(age_s, 1)}
         return {"ok": True, "age_s": round(age_s, 1), **without_metrics(mine.facts)}
 
-    async def _model_part(self) -> dict[str, Any]:
-        now = time.monotonic()
-        if self._model is None or now >= self._model[0]:
-            reached = await probe_model(self._upstream)
-            why = reached.problem(self._upstream)
-            part: dict[str, Any] = {"ok": not why, "detail": reached.detail, "rehearsal": reached.rehearsal}
-            if why:
-                part["why"] = why
-            self._model = (now + (_BAD_FOR_S if why else _GOOD_FOR_S), {**part, "at": time.time()})
-        part = self._model[1]
-        return {**{k: v for k, v in part.items() if k != "at"}, "age_s": round(time.time() - part["at"], 1)}
+
+class ModelPart:
+    """GET {url}/models, with the age of its answer."""
+
+    def __init__(self, url: str) -> None:
+        """Ask nothing yet."""
+        self._url = url
+        self._due = 0.0
+        self._asked_at = 0.0
+        self._failures = 0
+        self._part: Part = {}
+
+    async def __call__(self) -> Part:
+        """The last answer, or a new one where that is due."""
+        if time.monotonic() >= self._due:
+            await self._ask()
+        return {**self._part, "age_s": round(time.monotonic() - self._asked_at, 1)}
+
+    async def _ask(self) -> None:
+        reached = await probe_model(self._url)
+        why = reached.problem(self._url)
+        self._part = {"ok": not why, "detail": reached.detail, "rehearsal": reached.rehearsal}
+        if why:
+            self._part["why"] = why
+        pause_s = _MODEL_BAD_S[min(self._failures, len(_MODEL_BAD_S) - 1)] if why else _MODEL_GOOD_S
+        self._failures = self._failures + 1 if why else 0
+        self._asked_at = time.monotonic()
+        self._due = self._asked_at + pause_s
+
+
+def full(workers: list[WorkerRecord]) -> str:
+    """Why a run that is in the queue has to wait, where every worker has as many as it takes; else ""."""
+    accepting = [worker.facts for worker in workers if worker.facts.get("accepting")]
+    if not accepting or any(facts.get("runs", 0) < facts.get("concurrency", 0) for facts in accepting):
+        return ""
+    return f"all of {len(accepting)} workers have as many runs as they take (concurrency)"

@@ -9,16 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from holdfast import __version__
 from holdfast.aio import Owner
 from holdfast.app.asking import AskElsewhere, answer_questions
+from holdfast.app.build import version
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
-from holdfast.app.readiness import Readiness
+from holdfast.app.readiness import Readiness, full
 from holdfast.app.remote import RemoteWorkers
 from holdfast.app.startup import MODELS_S, READY_S, SHORT_S, STORE_S, Startup
 from holdfast.app.supervisor import Supervisor
+from holdfast.app.synthetic import SyntheticRuns
 from holdfast.app.trial import LOAD_S, try_agents
 from holdfast.app.upstream import find_model
 from holdfast.config import Settings
@@ -58,6 +59,8 @@ class Runtime:
         self.startup = Startup(self.log)
         self._works = False
         self._hurried = False
+        self._synthetic: SyntheticRuns | None = None
+        self._proving: asyncio.Task[None] | None = None
         self.store: OpenStore
         self.sessions: Sessions
         self.app: GatewayApp
@@ -195,19 +198,23 @@ class Runtime:
     async def _start_gateway(self) -> None:
         settings = self.settings
         inspector = AskElsewhere(self.store, self.worker, self.log)
-        self.sessions = Sessions(self.store, settings, self.log, lambda: self.worker.agents, inspector)
+        self.sessions = Sessions(
+            self.store, settings, self.log, lambda: self.worker.agents, inspector, version(settings)
+        )
         ready = Readiness(
             self.store,
             settings,
             lambda: (self.worker.name, self.worker.why),
             lambda: self.sessions.draining,
             self.access.problem,
+            lambda: None if self._synthetic is None else self._synthetic.part(),
+            self._owner,
         )
         self.app = create_app(
             self.sessions,
             settings,
             self.log,
-            version={"version": __version__},
+            version=dict(version(settings)),
             ready=ready,
             startup=self.startup.document,
             access=self.access,
@@ -218,10 +225,20 @@ class Runtime:
             _ = self._owner.spawn(self._until_model(), "wait for the model")
         await self.server.start()
         self._stack.push_async_callback(self._close_gateway)
+        if settings.synthetic_run_s:
+            self._synthetic = SyntheticRuns(
+                self.app, self.access.synthetic, settings.synthetic_run_s, self._full, self.log
+            )
+            self._proving = self._owner.spawn(self._synthetic.forever(), "synthetic runs")
+
+    async def _full(self) -> str:
+        return full(await self.store.workers())
 
     async def _close_gateway(self) -> None:
         # No new runs first, but streams stay open while runs drain: their readers shall see the end.
         self.sessions.draining = True
+        if self._proving is not None:
+            self._proving.cancel()
         await self.worker.close(self.drain_s)
         await self.server.stop()
 

@@ -13,6 +13,7 @@ import uvloop
 
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
+from holdfast.app.build import version
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
@@ -135,7 +136,7 @@ def _hopeless(report: Startup) -> bool:
 async def _refuse(settings: Settings, report: Startup, log: Log, signals: Signals) -> None:
     """Answer everybody that the start failed, until it is to be tried again."""
     keyless = make_access(settings, log).keyless
-    app = RefusingApp(settings, {"version": __version__}, report.document(), report.summary(), keyless=keyless)
+    app = RefusingApp(settings, version(settings), report.document(), report.summary(), keyless=keyless)
     server = Server(app, settings.host, settings.port, connections=settings.connections, log=log)
     try:
         await server.start()

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import uvloop
 
+from holdfast.agents.synthetic import SyntheticAgent
 from holdfast.aio import Owner, settle
 from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
@@ -90,7 +91,16 @@ class WorkerThread:
         tired = self._served.pool.tired if self._served is not None else str
         name, clock = worker_name(os.getpid()), SystemClock()
         self._worker = Worker(
-            self._store, self._given, self._settings, self._log, clock, name, facts, board, tired, self.agents
+            self._store,
+            [*self._given, SyntheticAgent()],
+            self._settings,
+            self._log,
+            clock,
+            name,
+            facts,
+            board,
+            tired,
+            self.agents,
         )
         self._thread.start()
         self._started.wait(_START_S)

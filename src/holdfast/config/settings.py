@@ -112,6 +112,7 @@ class Settings(BaseModel):
     drain_s: float = Field(25, ge=0)
     keepalive_s: float = Field(15, gt=0, le=30)
     store_outage_s: float = Field(60, gt=0)
+    synthetic_run_s: float = Field(30, ge=0)
 
     concurrency: int = Field(64, ge=1, le=4096)
     runs_active: int = Field(1000, ge=1)

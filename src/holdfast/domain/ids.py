@@ -10,6 +10,9 @@ from typing import Final, NamedTuple
 
 ID_PATTERN: Final = r"[A-Za-z0-9._:-]{1,128}"
 LOCAL_TENANT: Final = "local"
+# Whose runs prove that runs are taken; no key and no token names it (gateway.tokens.tenant_id), and no list shows it.
+SYNTHETIC_TENANT: Final = "::synthetic"
+SYNTHETIC_AGENT: Final = "<synthetic>"  # not an id, so that no agent of a user can have this name
 
 _ID = re.compile(ID_PATTERN)
 _EVENT_ID = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")

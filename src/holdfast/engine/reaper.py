@@ -71,6 +71,7 @@ class Reaper:
 
 def say_reaped(log: Log, reaped: Reaped) -> None:
     """The log lines of a run that was requeued, stopped or ended from outside."""
+    log.telemetry.count("holdfast_reaped_total", reaped.outcome)
     if reaped.outcome == "requeued":
         log.write("run_requeued", run=reaped.key.run, session=reaped.session)
     elif reaped.outcome == "stopping":

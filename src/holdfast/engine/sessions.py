@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
@@ -15,7 +15,7 @@ import msgspec
 
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
-from holdfast.domain.ids import RunKey, new_run_id, new_session_id, trace_id
+from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey, new_run_id, new_session_id, trace_id
 from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
 from holdfast.engine.deciding import decide
@@ -40,6 +40,7 @@ from holdfast.telemetry import Log
 from holdfast.telemetry.totals import without_metrics
 
 RETRY_AFTER_S = 1
+_SYNTHETIC = AgentInfo(SYNTHETIC_AGENT, "", "", False)
 
 
 class StartRequest(msgspec.Struct, frozen=True):
@@ -90,8 +91,10 @@ class Sessions:
         log: Log,
         agents: Callable[[], Sequence[AgentInfo]],
         inspector: Inspector | None = None,
+        version: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the store, and where the served agents are looked up."""
+        """Take the store, and where the served agents are looked up; `version` has build and config."""
+        self._version = version or {}
         self._store = store
         self._settings = settings
         self._log = log
@@ -118,21 +121,23 @@ class Sessions:
         """
         if self.draining:
             raise HoldfastError("not_ready", "the server is shutting down", retry_after_s=RETRY_AFTER_S)
-        if self.missing:
+        synthetic = tenant == SYNTHETIC_TENANT
+        if self.missing and not synthetic:  # a synthetic run needs no model
             raise HoldfastError("not_ready", self.missing, retry_after_s=RETRY_AFTER_S)
-        agent = self._agent(request.agent)
+        agent = _SYNTHETIC if synthetic else self._agent(request.agent)
         key = RunKey(tenant, new_run_id())
         new = NewRun(
             key=key,
             session=request.session or new_session_id(),
-            spec=_spec(request, agent, key),
+            spec=_spec(request, agent, key, self._version),
             policy=request.on_busy,
             idempotency_key=request.idempotency_key,
             body_hash=_body_hash(request),
             limits=self._limits(request, agent),
             listener_ms=self._listener(request),
         )
-        self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
+        if not synthetic:
+            self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
         return self._judge(created, new)
 
@@ -285,17 +290,18 @@ class Sessions:
 
     def _limits(self, request: StartRequest, agent: AgentInfo) -> Limits:
         settings = self._settings
+        synthetic = agent is _SYNTHETIC  # no cap is its
         asked = settings.run_deadline_s if request.deadline_s is None else request.deadline_s
         return Limits(
             deadline_ms=int(asked * 1000),
             queue_timeout_ms=int(settings.queue_timeout_s * 1000),
             session_wait_ms=int(settings.session_wait_s * 1000),
             queued_behind_max=settings.queued_behind,
-            runs_active_max=settings.runs_active,
+            runs_active_max=0 if synthetic else settings.runs_active,
             attempts_max=settings.attempts if agent.resumable else 1,
-            runs_queued_max=settings.runs_queued,
-            tenant_active_max=settings.tenant_runs_active,
-            tenant_queued_max=settings.tenant_runs_queued,
+            runs_queued_max=0 if synthetic else settings.runs_queued,
+            tenant_active_max=0 if synthetic else settings.tenant_runs_active,
+            tenant_queued_max=0 if synthetic else settings.tenant_runs_queued,
         )
 
     def _judge(self, created: Created, new: NewRun) -> Created:
@@ -329,7 +335,7 @@ class Sessions:
         return page
 
 
-def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
+def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping[str, str]) -> RunSpec:
     return RunSpec(
         input=request.input,
         agent=agent.name,
@@ -344,6 +350,8 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey) -> RunSpec:
         kind=agent.kind,
         context=request.context,
         retracts=request.retracts,
+        build=version.get("build", ""),
+        config=version.get("config", ""),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from holdfast.domain.ids import SYNTHETIC_TENANT
 from holdfast.domain.runs import Reason, State
 from holdfast.engine.outcomes import Outcome
 from holdfast.ports.store import Claim, Ended
@@ -12,6 +13,8 @@ from holdfast.telemetry import Log, Scope
 
 def tell_end(log: Log, end: Ended) -> None:
     """stream_cancelled, what became of a superseded stream, stream_end, cleanup_done: at the time of the end."""
+    if end.key.tenant == SYNTHETIC_TENANT:
+        return
     run, at = end.key.run, end.ended_at
     facts = {"trace": end.trace, "run": run, "session": end.session}
     if end.state is State.CANCELLED:

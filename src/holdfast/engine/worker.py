@@ -9,6 +9,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from holdfast.aio import Owner, settle, wait_event
 from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
-from holdfast.domain.ids import RunKey
+from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import Reason
 from holdfast.engine.blame import BlameBoard
 from holdfast.engine.executor import Executor, Surroundings
@@ -90,6 +91,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._processes = ProcessLimits(settings)
         self._around = Surroundings(store, settings, log, clock, self._owner, name, self._heartbeat.healthy, board)
+        self._unsaid = replace(self._around, log=log.of_synthetic_runs())
 
     async def run(self) -> None:
         """Claim and hold until `close` is called; returns when everything has ended or was abandoned."""
@@ -195,7 +197,8 @@ class Worker:
         if agent is None:
             _ = self._owner.spawn(self._refuse(claim), f"refuse {claim.key.run}")
             return
-        executor = Executor(claim, agent, self._around)
+        quiet = claim.key.tenant == SYNTHETIC_TENANT
+        executor = Executor(claim, agent, self._unsaid if quiet else self._around)
         task = self._owner.spawn(executor.run(), f"executor {claim.key.run}")
         self._executors[claim.key] = (executor, task)
         task.add_done_callback(lambda _: self._ended(claim.key, executor))
@@ -271,7 +274,7 @@ class Worker:
             "concurrency": self._settings.concurrency,
             "abandoned": len(self._abandoned),
             "tasks": len(self._owner),
-            "agents": sorted(self._agents),
+            "agents": sorted(name for name in self._agents if name != SYNTHETIC_AGENT),
             "accepting": self._accepting and not self.tired() and not self._lag.paused,
             "claims_paused": self._lag.paused,
             "lingering": len(self._lingering),

@@ -20,8 +20,9 @@ Answered = tuple[Facts | None, str]
 class Check:
     """One question to the parts, asked at most once at a time, answered in bounded time."""
 
-    def __init__(self, owner: Owner, name: str, ask: Callable[[], Awaitable[Facts]]) -> None:
-        """Take the question; `ask` may hang, raise or take long."""
+    def __init__(self, owner: Owner, name: str, ask: Callable[[], Awaitable[Facts]], limit_s: float = ANSWER_S) -> None:
+        """Take the question; `ask` may hang, raise or take long. It is waited for at most `limit_s`."""
+        self._limit_s = limit_s
         self._owner = owner
         self._name = name
         self._ask = ask
@@ -32,8 +33,8 @@ class Check:
         if self._asked is None:
             self._asked = self._owner.spawn(self._quiet(), f"check {self._name}")
         asked = self._asked
-        if await settle([asked], ANSWER_S):
-            return None, f"{self._name} did not answer within {ANSWER_S} s"
+        if await settle([asked], self._limit_s):
+            return None, f"{self._name} did not answer within {self._limit_s:g} s"
         if self._asked is asked:
             self._asked = None
         found = asked.result()
@@ -46,9 +47,8 @@ class Check:
             return {"error": f"{self._name}: {type(error).__name__}: {error}"}
 
 
-async def both(owner: Owner, one: Check, other: Check) -> tuple[Answered, Answered]:
-    """Ask two at the same time."""
-    asked = [owner.spawn(check.answer(), "health") for check in (one, other)]
+async def ask_all(owner: Owner, *checks: Check) -> list[Answered]:
+    """Ask several at the same time."""
+    asked = [owner.spawn(check.answer(), "health") for check in checks]
     await settle(asked, ANSWER_S + 0.1)
-    first, second = (task.result() if task.done() else (None, "no answer in time") for task in asked)
-    return first, second
+    return [task.result() if task.done() else (None, "no answer in time") for task in asked]

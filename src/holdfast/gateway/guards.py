@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holdfast.domain.errors import HoldfastError
-from holdfast.gateway.access import OPEN, Access, check_scope, remember, scope_of
+from holdfast.gateway.access import OPEN, SYNTHETIC, Access, check_scope, remember, scope_of
 from holdfast.gateway.bodies import ClientGone
 from holdfast.gateway.limits import TenantLimits
 from holdfast.gateway.problems import from_http, respond, unexpected
@@ -73,13 +73,18 @@ class Guard:
             if not started:
                 await respond(problem, path)(scope, receive, sending)
         finally:
-            if scope["type"] == "http":  # a socket has no duration that says anything; what it does is in its runs
+            if scope["type"] == "http" and not synthetic(
+                scope
+            ):  # a socket has no duration that says anything; what it does is in its runs
                 heard.tell(self._log)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         who = await self._access.admit(HTTPConnection(scope))
         check_scope(who, scope_of(scope["method"]))
         remember(scope, who)
+        if who is SYNTHETIC:  # it takes nobody's place, and nobody takes its
+            await self._app(scope, receive, send)
+            return
         self._limits.take(who.tenant)
         with self._limits.under_way(who.tenant):
             await self._app(scope, receive, send)
@@ -120,6 +125,11 @@ class Heard:
     def _traceparent(self) -> str:
         found = Headers(scope=self._scope).get("traceparent", "")
         return found if TRACEPARENT.fullmatch(found) else ""
+
+
+def synthetic(scope: Scope) -> bool:
+    """Whether this is a request of the server to itself."""
+    return scope.get("holdfast.identity") is SYNTHETIC
 
 
 def check_local(headers: Headers) -> None:

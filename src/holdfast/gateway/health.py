@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from holdfast.domain.errors import HoldfastError
-from holdfast.gateway.checks import both
+from holdfast.gateway.checks import ask_all
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import PROBLEM_TYPE, document
 from holdfast.gateway.routes import Answer, Operation, answer
@@ -45,7 +45,7 @@ async def startupz(gate: Gate, request: Request) -> Response:
 
 async def health(gate: Gate, request: Request) -> Response:
     """GET /health: a summary for people; 200 as long as it can be asked."""
-    (ready, why), (store, store_why) = await both(gate.owner, gate.ready, gate.store)
+    (ready, why), (store, store_why) = await ask_all(gate.owner, gate.ready, gate.store)
     is_ready = bool(ready and ready.get("ready"))
     return answer(
         {

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from holdfast.gateway.checks import both
+from holdfast.gateway.checks import ask_all
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.routes import Answer, Operation
 from holdfast.telemetry import Totals
@@ -24,11 +24,12 @@ from holdfast.telemetry.totals import METRICS_FACT
 
 async def metrics(gate: Gate, request: Request) -> Response:
     """GET /metrics."""
-    (store, _), (workers, _) = await both(gate.owner, gate.store, gate.workers)
+    (store, _), (workers, _), (ready, _) = await ask_all(gate.owner, gate.store, gate.workers, gate.ready)
     scrape = Scrape(gate_totals(gate))
-    scrape.set("holdfast_build_info", 1, str(gate.version.get("version", "")))
+    scrape.build(gate.version, started=True)
     scrape.set("holdfast_scrape_ok", store is not None and "error" not in store, "store")
     scrape.set("holdfast_scrape_ok", workers is not None, "workers")
+    scrape.ready(ready or {}, closing=gate.closing)
     scrape.set("holdfast_readers", gate.readers)
     scrape.set("holdfast_connections", gate.connections())
     for fact, value in {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}.items():

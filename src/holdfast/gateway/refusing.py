@@ -6,7 +6,7 @@ It stands where the real app would, so that whoever looks finds the reason: /liv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from starlette.datastructures import Headers
@@ -18,10 +18,12 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.guards import check_local
 from holdfast.gateway.problems import PROBLEM_TYPE, document, respond
 from holdfast.gateway.routes import answer
+from holdfast.telemetry.exposition import CONTENT_TYPE, refusing
 
 RETRY_AFTER_S: Final = 5
 _LIVE: Final = "/livez"
 _VERSION: Final = "/version"
+_METRICS: Final = "/metrics"
 _REPORTS: Final = frozenset({"/readyz", "/startupz", "/health"})
 
 
@@ -31,7 +33,7 @@ class RefusingApp:
     readers: Final = 0
 
     def __init__(
-        self, settings: Settings, version: dict[str, Any], report: dict[str, Any], why: str, *, keyless: bool
+        self, settings: Settings, version: Mapping[str, Any], report: dict[str, Any], why: str, *, keyless: bool
     ) -> None:
         """Take what is answered.
 
@@ -71,6 +73,8 @@ class RefusingApp:
             return answer({"status": "up"})
         if path == _VERSION:
             return answer(self._version)
+        if path == _METRICS:
+            return Response(refusing(self._version).render(), media_type=CONTENT_TYPE)
         if path not in _REPORTS:
             return respond(self._error, path)
         parts = {found["phase"]: {"ok": found["ok"], "why": found["why"]} for found in self._report["phases"]}

@@ -48,6 +48,8 @@ class RunView(msgspec.Struct):
     metadata: dict[str, Any]
     on_disconnect: str
     protocol: str
+    build: str
+    config: str
     created_at: str
     started_at: str | None
     ended_at: str | None
@@ -149,6 +151,8 @@ def run_view(record: RunRecord, *, listed: bool = False) -> RunView:
         metadata=spec.metadata,
         on_disconnect=spec.on_disconnect,
         protocol=spec.protocol,
+        build=spec.build,
+        config=spec.config,
         created_at=timestamp(record.created_at),
         started_at=_moment(record.started_at),
         ended_at=_moment(record.ended_at),

@@ -57,6 +57,8 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = ""  # of the agent's native history
     context: list[Message] = []  # what was said before `input`, where the client and not the session knows it
     retracts: bool = True  # whether its first reader can take back text that it has shown
+    build: str = ""  # of the gateway that took it
+    config: str = ""  # fingerprint of that gateway's settings
 
 
 class Cap(StrEnum):

@@ -54,6 +54,7 @@ TIMERS: Final = (
     (Trigger.LEASE_LOST, "lease", False),
 )
 REAP_GAP_MS_MAX: Final = 3000
+OVERDUE_MS: Final = 10_000  # beyond its deadline, or a word to stop: nobody ends a run that somebody should have ended
 LINGER_MS: Final = 60_000  # a run of a forgotten session is still readable this long after its end
 PAGE_BYTES: Final = 256 * 1024
 DRAIN_MS: Final = 60_000  # a refused create is told how many runs ended in this time ...

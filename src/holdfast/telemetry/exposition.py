@@ -38,12 +38,32 @@ class Scrape:
             self.set("holdfast_runs", count, state)
         for name, key, scale in (
             ("holdfast_queue_ready", "ready", 1.0),
+            ("holdfast_runs_overdue", "overdue", 1.0),
             ("holdfast_queue_age_seconds", "ready_age_ms", 0.001),
             ("holdfast_store_bytes", "database_bytes", 1.0),
             ("holdfast_store_writes_waiting", "writes_waiting", 1.0),
         ):
             if isinstance(facts.get(key), (int, float)):
                 self.set(name, max(0.0, facts[key] * scale))
+
+    def build(self, version: Mapping[str, Any], *, started: bool) -> None:
+        """What runs here, and whether it could start."""
+        self.set("holdfast_build_info", 1, *(str(version.get(name, "")) for name in ("version", "build", "config")))
+        self.set("holdfast_started", started)
+
+    def ready(self, found: Mapping[str, Any], *, closing: bool) -> None:
+        """What /readyz would say, as far as it is a number."""
+        self.set("holdfast_ready", bool(found.get("ready")) and not closing)
+        parts: Mapping[str, Mapping[str, Any]] = found.get("parts") or {}
+        for name, part in parts.items():
+            self.set("holdfast_ready_part", bool(part.get("ok")), name)
+        proof = parts.get("run", {})
+        for metric, fact, scale in (
+            ("holdfast_synthetic_run_age_seconds", "age_s", 1.0),
+            ("holdfast_synthetic_run_seconds", "took_ms", 0.001),
+        ):
+            if isinstance(proof.get(fact), (int, float)):
+                self.set(metric, proof[fact] * scale)
 
     def workers(self, reported: Sequence[Mapping[str, Any]]) -> None:
         """The facts of each worker, taken as they come: numbers and truths become gauges."""
@@ -88,6 +108,14 @@ class Scrape:
         for state in states:
             key = ("holdfast_breakers", (str(state)[:32],))
             self.gauges[key] = self.gauges.get(key, 0.0) + 1
+
+
+def refusing(version: Mapping[str, Any]) -> Scrape:
+    """The answer of a server whose start failed."""
+    scrape = Scrape()
+    scrape.build(version, started=False)
+    scrape.ready({}, closing=False)
+    return scrape
 
 
 def _gauge(row: Row, values: Mapping[Key, float]) -> Metric:

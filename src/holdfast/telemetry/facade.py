@@ -248,6 +248,11 @@ class Telemetry:
         except Exception:  # noqa: BLE001 - P6: a fault of ours here is counted
             self.failed += 1
 
+    def count(self, name: str, *labels: str) -> None:
+        """One more of what the table has by this name."""
+        if self.totals is not None:
+            self.totals.add(name, *labels)
+
     def observe(self, name: str, value: float) -> None:
         """A time, or another quantity with a distribution."""
         if self.totals is not None:

@@ -8,6 +8,7 @@ order. It cannot wait (streams), and secrets in it are masked.
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from holdfast.telemetry.facade import NULL, Telemetry
 from holdfast.telemetry.streams import Outlet, standard_error
 
 _LINE_CHARACTERS_MAX = 8192
+# What is said of every run, however it goes.
+_ROUTINE = frozenset({"stream_requested", "stream_start", "stream_cancelled", "stream_end", "cleanup_done"})
 
 
 class Log:
@@ -31,6 +34,7 @@ class Log:
     """
 
     telemetry: Telemetry = NULL
+    _unsaid: frozenset[str] = frozenset()
 
     def __init__(self, form: Literal["logfmt", "json"] = "logfmt", stream: IO[str] | None = None) -> None:
         """Choose the form; `stream` is stderr by default."""
@@ -49,6 +53,8 @@ class Log:
 
     def write(self, event: str, at_ms: int | None = None, /, **facts: Any) -> None:
         """One fact. `at_ms` is the store's wall clock where it matters; facts that are None are left out."""
+        if event in self._unsaid:
+            return
         at = int(time.time() * 1000) if at_ms is None else at_ms
         try:
             line = mask(self._render(event, at, facts))[:_LINE_CHARACTERS_MAX] + "\n"
@@ -63,6 +69,12 @@ class Log:
         except Exception:  # noqa: BLE001 - P6: a log sink cannot change a run; the drop is counted
             self._failed += 1
         self.telemetry.fact(event, at, facts)
+
+    def of_synthetic_runs(self) -> Log:
+        """The same log for runs of which only trouble is said, and nothing counted."""
+        quiet = copy.copy(self)
+        quiet._unsaid, quiet.telemetry = _ROUTINE, NULL
+        return quiet
 
     def flush(self, limit_s: float = 0.5) -> None:
         """Before the process ends: wait a little for a reader that is only slow."""

@@ -41,6 +41,7 @@ from holdfast.stores.composing import (
     DRAIN_RUNS,
     FINISHES,
     LINGER_MS,
+    OVERDUE_MS,
     PAGE_BYTES,
     REAP_GAP_MS_MAX,
     TIMERS,
@@ -346,11 +347,17 @@ class RedisStore:
         facts: dict[str, Any] = {"kind": "redis", "path": self.url, "wakes": self._subscriber.connected, "ready": 0}
         try:
             self.facts, self._skew_s = await self._link.on_loop(self._look())
-            counts, ready, ready_age_ms, log_bytes = await self._link.call("counts")
+            counts, ready, ready_age_ms, log_bytes, overdue = await self._link.call("counts", OVERDUE_MS)
         except Exception as error:  # noqa: BLE001 - health reports, it does not fail
             return facts | {"error": f"{type(error).__name__}: {error}"}
         runs = dict(zip((state.decode() for state in counts[::2]), map(int, counts[1::2]), strict=True))
-        facts |= {"runs": runs, "ready": ready, "ready_age_ms": ready_age_ms, "log_bytes": log_bytes}
+        facts |= {
+            "runs": runs,
+            "ready": ready,
+            "ready_age_ms": ready_age_ms,
+            "log_bytes": log_bytes,
+            "overdue": overdue,
+        }
         facts |= {"durability": self.durability} | {fact.name.replace("-", "_"): fact.value for fact in self.facts}
         bad = [fact for fact in self.facts if not fact.ok and (fact.required or fact.name in ("memory", "saving"))]
         if bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.domain.ids import SYNTHETIC_TENANT
 from holdfast.ports.store import Cap, NewRun, Shed
 from holdfast.stores.composing import DRAIN_MS, DRAIN_RUNS
 from holdfast.stores.sqlite.tx import Tx
@@ -35,7 +36,10 @@ def running(tx: Tx, tenant: str | None = None) -> int:
 
 def _counts(tx: Tx, tenant: str | None) -> dict[str, int]:
     if tenant is None:
-        rows = tx.all(f"SELECT state, count(*) AS c FROM runs WHERE {_LIVE} GROUP BY state")  # noqa: S608 - fixed
+        rows = tx.all(
+            f"SELECT state, count(*) AS c FROM runs WHERE {_LIVE} AND tenant <> ? GROUP BY state",  # noqa: S608 - fixed
+            SYNTHETIC_TENANT,  # takes nobody's place
+        )
     else:
         rows = tx.all(
             f"SELECT state, count(*) AS c FROM runs WHERE {_LIVE} AND tenant = ? GROUP BY state",  # noqa: S608 - fixed

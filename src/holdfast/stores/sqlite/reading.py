@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from holdfast.domain.ids import RunKey
+from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import State
 from holdfast.ports.store import Page, RunRecord, Status, WorkerRecord
-from holdfast.stores.composing import PAGE_BYTES
+from holdfast.stores.composing import OVERDUE_MS, PAGE_BYTES
 from holdfast.stores.sqlite.rows import find, record_of
 from holdfast.stores.sqlite.tx import Tx
 
@@ -82,15 +82,22 @@ def workers(tx: Tx) -> list[WorkerRecord]:
 
 def facts(tx: Tx) -> dict[str, Any]:
     """What is in the database."""
-    counts = {r["state"]: r["c"] for r in tx.all("SELECT state, count(*) AS c FROM runs GROUP BY state")}
+    by_state = "SELECT state, count(*) AS c FROM runs WHERE tenant <> ? GROUP BY state"
+    counts = {r["state"]: r["c"] for r in tx.all(by_state, SYNTHETIC_TENANT)}
     ready = tx.one(  # since when it is ready this time: ready_at is of the first
         "SELECT count(*) AS c, min(wait_due - queue_timeout_ms) AS oldest FROM runs WHERE state = 'queued' AND slot = 1"
+    )
+    overdue = tx.one(
+        "SELECT (SELECT count(*) FROM runs WHERE deadline_due <= ?1) + "
+        "(SELECT count(*) FROM runs WHERE stop_due <= ?1) AS c",
+        tx.now - OVERDUE_MS,
     )
     pages = tx.one("SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()")
     return {
         "runs": counts,
         "ready": ready["c"] if ready else 0,
         "ready_age_ms": max(0, tx.now - ready["oldest"]) if ready and ready["oldest"] is not None else 0,
+        "overdue": overdue["c"] if overdue else 0,
         "database_bytes": pages["bytes"] if pages else 0,
     }
 

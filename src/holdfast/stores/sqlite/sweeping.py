@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from holdfast.domain.ids import SYNTHETIC_TENANT
 from holdfast.stores.composing import LINGER_MS
 from holdfast.stores.sqlite.ending import changed
 from holdfast.stores.sqlite.tx import Tx
@@ -61,7 +62,10 @@ def delete_some(tx: Tx) -> bool:
 def bury(tx: Tx, older_than_ms: int, limit: int) -> None:
     """Drop the rows of runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
     tx.run(
-        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone BETWEEN 1 AND ? AND head = 0 LIMIT ?)",
+        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone > 0 AND head = 0 "
+        "AND gone <= CASE tenant WHEN ? THEN ? ELSE ? END LIMIT ?)",
+        SYNTHETIC_TENANT,  # nobody asks for them again
+        tx.wall - LINGER_MS,
         tx.wall - max(older_than_ms, LINGER_MS),
         limit,
     )

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.store import Status
-from holdfast.testing.build import CALM, text, tool_called, tool_finished
+from holdfast.testing.build import CALM, HOUR_MS, text, tool_called, tool_finished
 from holdfast.testing.harness import StoreCase
 from holdfast.testing.rig import GRACE_MS, LEASE_MS, Rig
 
@@ -178,3 +178,16 @@ class Stopping(StoreCase):
         assert receipt["tools"] == [{"call": "c2", "name": "slow", "ended": "abandoned"}]
         assert GRACE_MS <= receipt["elapsed_ms"] <= GRACE_MS + 1_500
         assert (await rig.record(holder.key)).receipt == receipt
+
+    async def test_a_stop_that_nobody_answers_is_counted_until_it_is(self, rig: Rig) -> None:
+        """Whoever watches the store sees a run that should have ended, whatever its worker and the reapers do."""
+        holder = await rig.running(lease_ms=HOUR_MS)
+        await rig.store.request_stop(holder.key, Reason.STOPPED, "user")
+        assert (await rig.store.health())["overdue"] == 0
+        await rig.store.reap(10, HOUR_MS)
+        for _ in range(6):  # somebody reaps, else the time would not count
+            await rig.leap(2_000)
+            await rig.store.reap(10, HOUR_MS)
+        assert (await rig.store.health())["overdue"] == 1
+        await holder.finish(State.CANCELLED, Reason.STOPPED)
+        assert (await rig.store.health())["overdue"] == 0

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-from holdfast.domain.ids import RunKey
+import msgspec
+
+from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import Policy, Reason, State
-from holdfast.ports.store import Status, list_topic
-from holdfast.testing.build import new_run
+from holdfast.ports.store import Limits, Status, list_topic
+from holdfast.testing.build import HOUR_MS, new_run
 from holdfast.testing.harness import StoreCase
 from holdfast.testing.rig import Rig
 
@@ -107,3 +109,23 @@ class Tenants(StoreCase):
         with rig.store.subscribe(list_topic("b")) as wake:
             await rig.create("s", tenant="a")
             assert not await wake.wait(0.2)
+
+    async def test_synthetic_runs_take_nobodys_place(self, rig: Rig) -> None:
+        """What proves that runs are taken may not be why one is refused, nor be counted, nor be kept."""
+        limits = Limits(runs_active_max=1)
+        proof = new_run("p", tenant=SYNTHETIC_TENANT, limits=msgspec.structs.replace(limits, runs_active_max=100))
+        assert (await rig.store.create(proof)).status is Status.OK
+        assert (await rig.store.health())["runs"].get("queued", 0) == 0
+        mine = new_run("s", tenant="a", limits=limits)
+        assert (await rig.store.create(mine)).status is Status.OK
+        assert (await rig.store.create(new_run("t", tenant="a", limits=limits))).status is Status.OVERLOADED
+        assert (await rig.store.health())["runs"] == {"queued": 1}
+        for holder in await rig.claim(n=2):
+            await holder.start()
+            await holder.finish()
+        assert {k: n for k, n in (await rig.store.health())["runs"].items() if n} == {"completed": 1}
+        assert await rig.store.delete_session(SYNTHETIC_TENANT, "p", "test") is Status.OK
+        await rig.leap(120_000)
+        await rig.sweep(older_than_ms=100 * HOUR_MS, bytes_max=2**50)
+        assert (await rig.store.read(proof.key, 0)).status is Status.UNKNOWN
+        assert (await rig.store.read(mine.key, 0)).status is Status.OK

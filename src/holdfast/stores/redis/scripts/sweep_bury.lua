@@ -12,7 +12,7 @@ for _, uid in ipairs(call('ZRANGEBYSCORE', GONE, '-inf', WALL - age_ms, 'LIMIT',
     call('ZREM', P .. 'unsaid:' .. row.suid, uid)
     if call('EXISTS', P .. 'unsaid:' .. row.suid) == 0 then call('SREM', UNSAID, row.suid) end
     call('HINCRBY', session_key(row.suid), 'rows', -1)
-    call('HINCRBY', P .. 'counts', row.state, -1)
+    count(row.tenant, row.state, -1)
     call('DEL', run_key(uid))
     call('ZREM', GONE, uid)
   end

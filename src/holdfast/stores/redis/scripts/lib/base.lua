@@ -32,6 +32,12 @@ local function set_timer(name, uid, at)
   if at then call('ZADD', timer_key(name), at, uid) else call('ZREM', timer_key(name), uid) end
 end
 
+-- Runs by state, as admission and health see them; synthetic runs (domain.ids) take nobody's place.
+local SYNTHETIC = '::synthetic'
+local function count(tenant, state, by)
+  if tenant ~= SYNTHETIC then call('HINCRBY', P .. 'counts', state, by) end
+end
+
 -- A wake once per step and topic. Of a log it says the head, never the events: slow subscribers are cut by size.
 local woken = {}
 local function wake(topic, head)

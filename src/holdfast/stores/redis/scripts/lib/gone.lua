@@ -6,7 +6,7 @@ local function mark_gone(row)
   call('ZREM', P .. 'sruns:' .. row.suid, row.uid)
   call('ZREM', ENDED, row.uid)
   call('ZREM', FORGOTTEN, row.uid)
-  call('ZADD', GONE, WALL, row.uid)
+  call('ZADD', GONE, row.tenant == SYNTHETIC and 0 or WALL, row.uid) -- of those nobody asks whether they are gone
   call('SADD', DELETING, row.uid)
   call('HINCRBY', META, 'bytes', -row.log_bytes)
   changed(row)

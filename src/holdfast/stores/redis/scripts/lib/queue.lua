@@ -61,7 +61,7 @@ local function insert_run(new)
     'queue_timeout_ms', new.queue_timeout_ms, 'session_wait_ms', new.session_wait_ms, 'inbox_n', 0, 'inbox_read', 0,
     'rehearsal', new.rehearsal, 'trace', new.trace, 'idem', new.idem or '', 'spec', new.spec)
   if new.idem and new.idem ~= '' then call('HSET', P .. 'idem:' .. new.tenant, new.idem, uid) end
-  call('HINCRBY', P .. 'counts', 'queued', 1)
+  count(new.tenant, 'queued', 1)
   call('ZADD', runs_key(new.tenant), n, uid)
   call('ZADD', runs_key(new.tenant, 'queued'), n, uid)
   call('ZADD', P .. 'sruns:' .. suid, n, uid)

@@ -86,8 +86,8 @@ end
 -- The indexes by state, and the counts that admission and health ask for.
 local function set_state(row, state)
   if row.state == state then return end
-  call('HINCRBY', P .. 'counts', row.state, -1)
-  call('HINCRBY', P .. 'counts', state, 1)
+  count(row.tenant, row.state, -1)
+  count(row.tenant, state, 1)
   call('ZREM', runs_key(row.tenant, row.state), row.uid)
   if not row.gone then call('ZADD', runs_key(row.tenant, state), row.n, row.uid) end
   if row.state == 'running' then leave_running(row.tenant) end
