@@ -232,6 +232,9 @@ class Runtime:
             self._proving = self._owner.spawn(self._synthetic.forever(), "synthetic runs")
 
     async def _full(self) -> str:
+        cap = self.settings.runs_running
+        if cap and (await self.store.health()).get("runs", {}).get("running", 0) >= cap:
+            return f"{cap} runs are worked on, as many as runs_running allows"
         return full(await self.store.workers())
 
     async def _close_gateway(self) -> None:
