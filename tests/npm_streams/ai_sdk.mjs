@@ -1,6 +1,10 @@
 // The AI SDK's own chat and transport against a live server. Reads one JSON job from the arguments, prints one answer.
 import { Chat } from "@ai-sdk/react";
-import { DefaultChatTransport, lastAssistantMessageIsCompleteWithApprovalResponses } from "ai";
+import {
+  DefaultChatTransport,
+  lastAssistantMessageIsCompleteWithApprovalResponses,
+  lastAssistantMessageIsCompleteWithToolCalls,
+} from "ai";
 
 const job = JSON.parse(process.argv[2]);
 const limit = setTimeout(() => { console.error("no end within the limit"); process.exit(3); }, job.limit_ms ?? 30000);
@@ -30,9 +34,9 @@ function cutting(bytes) {
   };
 }
 
-function make(id, { cut = null, automatic = false } = {}) {
+function make(id, { automatic = false, transport: given = null } = {}) {
   const seen = { ends: [], finished: null };
-  const inner = new DefaultChatTransport({ api: `${job.url}/api/chat`, fetch: cutting(cut), body: job.body ?? {} });
+  const inner = given ?? new DefaultChatTransport({ api: `${job.url}/api/chat`, body: job.body ?? {} });
   const tap = (stream) => stream && stream.pipeThrough(new TransformStream({
     transform(chunk, controller) {
       if (["finish", "error", "abort"].includes(chunk.type)) seen.ends.push(chunk.type);
@@ -47,14 +51,16 @@ function make(id, { cut = null, automatic = false } = {}) {
   const chat = new Chat({
     id, transport,
     onError: (error) => { seen.error = String(error.message ?? error); },
-    onFinish: (finish) => { seen.finished = { abort: finish.isAbort, disconnect: finish.isDisconnect, error: finish.isError, reason: finish.finishReason }; },
-    ...(automatic ? { sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithApprovalResponses } : {}),
+    onFinish: (finish) => {
+      seen.finished = { disconnect: finish.isDisconnect, error: finish.isError, reason: finish.finishReason };
+    },
+    ...(automatic ? { sendAutomaticallyWhen: automatic } : {}),
   });
   return { chat, seen, transport: inner };
 }
 
 const text = (message) => (message?.parts ?? []).filter((p) => p.type === "text").map((p) => p.text).join("");
-const last = (chat) => chat.messages.at(-1);
+const last = (chat) => chat.messages.findLast((message) => message.role === "assistant");
 const report = ({ chat, seen }) => ({
   status: chat.status, messages: chat.messages.length, id: last(chat)?.id, text: text(last(chat)),
   reasoning: (last(chat)?.parts ?? []).filter((p) => p.type === "reasoning").map((p) => p.text).join(""),
@@ -76,30 +82,32 @@ const jobs = {
     await made.chat.sendMessage({ text: job.text });
     return report(made);
   },
-  // Cut after so many bytes each time, resumed by the same chat until it has the end.
+  // Cut after so many bytes each time, resumed by the same chat until it has the end; chats run at the same time.
   async cut() {
-    const out = [];
-    for (const { chat: id, text: prompt, cuts } of job.chats) {
-      let bytes = cuts.shift();
-      const made = make(id, {});
-      made.chat.transport.sendMessages = ((first) => first)(made.chat.transport.sendMessages);
-      const inner = new DefaultChatTransport({
+    return Promise.all(job.chats.map(async ({ chat: id, text: prompt, cuts }) => {
+      let named = ""; // the run, once its chat is told that nothing is active any more
+      const run = { id: "" };
+      const broken = async (url, init) => {
+        const response = await cutting(cuts.shift() ?? null)(url, init);
+        run.id = response.headers.get("x-run-id") ?? run.id;
+        return response;
+      };
+      const transport = new DefaultChatTransport({
         api: `${job.url}/api/chat`,
-        fetch: (url, init) => { const now = bytes; bytes = cuts.shift() ?? null; return cutting(now)(url, init); },
+        fetch: broken,
+        prepareReconnectToStreamRequest: ({ api, id }) => ({ api: `${api}/${id}/stream${named}` }),
       });
-      made.chat.transport.sendMessages = (options) => inner.sendMessages(options);
-      made.chat.transport.reconnectToStream = (options) => inner.reconnectToStream(options);
+      const made = make(id, { transport });
       await made.chat.sendMessage({ text: prompt });
       let resumed = 0;
-      while (made.seen.finished?.disconnect || made.seen.finished?.error) {
-        if (++resumed > 20) throw new Error(`never whole: ${JSON.stringify(report(made))}`);
+      while (made.seen.finished == null || made.seen.finished.disconnect || made.seen.finished.error) {
+        if (++resumed > 50) throw new Error(`never whole: ${JSON.stringify(report(made))}`);
         made.seen.finished = null;
         await made.chat.resumeStream();
-        if (made.seen.finished == null) break; // 204: it had ended meanwhile
+        if (made.seen.finished == null) named = `?run=${run.id}`;
       }
-      out.push({ ...report(made), resumed });
-    }
-    return out;
+      return { ...report(made), resumed, left: cuts.length };
+    }));
   },
   // 204 where nothing is active: the transport answers null.
   async idle() {
@@ -126,7 +134,7 @@ const jobs = {
   },
   // Asked, answered, and on in the same message.
   async approve() {
-    const made = make(job.chat, { automatic: true });
+    const made = make(job.chat, { automatic: lastAssistantMessageIsCompleteWithApprovalResponses });
     await made.chat.sendMessage({ text: job.text });
     const before = report(made);
     before.parts = structuredClone(before.parts);
@@ -137,6 +145,15 @@ const jobs = {
     }
     await until(() => made.seen.ends.length > 1 && made.chat.status !== "streaming", "the end after the answer");
     return { before, after: report(made) };
+  },
+  // A call that runs elsewhere: its result is given here.
+  async outside() {
+    const made = make(job.chat, { automatic: lastAssistantMessageIsCompleteWithToolCalls });
+    await made.chat.sendMessage({ text: job.text });
+    const [call] = last(made.chat).parts.filter((part) => part.state === "input-available");
+    await made.chat.addToolOutput({ tool: "outside", toolCallId: call.toolCallId, output: job.output });
+    await until(() => made.seen.ends.length > 1 && made.chat.status !== "streaming", "the end after the result");
+    return report(made);
   },
 };
 
