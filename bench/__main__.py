@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from bench import arguments, cost, latency, supervised
+from bench import arguments, cost, latency, redis, supervised
 from tests.system.support import System
 
 Part = Callable[[System, int], tuple[str, list[list[str]]]]
@@ -26,6 +26,10 @@ PARTS: dict[str, tuple[Part, int]] = {
     "speed": (cost.full_speed, 5),
     "processes": (supervised.compared, 5),
     "arguments": (arguments.grown, 5),
+    "redis": (redis.operations, 3),
+    "redis-memory": (redis.memory, 1),
+    "redis-idle": (redis.idle, 1),
+    "redis-tokens": (redis.tokens, 2),
 }
 
 
