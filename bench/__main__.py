@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from bench import arguments, cluster, cost, latency, supervised
+from bench import arguments, cluster, cost, latency, redis, supervised
 from tests.system.support import System
 
 Part = Callable[[System, int], tuple[str, list[list[str]]]]
@@ -28,6 +28,10 @@ PARTS: dict[str, tuple[Part, int]] = {
     "arguments": (arguments.grown, 5),
     "cluster": (cluster.times, 5),
     "cluster-cpu": (cluster.cpu, 2),
+    "redis": (redis.operations, 3),
+    "redis-memory": (redis.memory, 1),
+    "redis-idle": (redis.idle, 1),
+    "redis-tokens": (redis.tokens, 2),
 }
 
 

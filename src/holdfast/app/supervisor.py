@@ -27,13 +27,14 @@ from holdfast.domain.ids import RunKey
 from holdfast.engine.blame import Activity
 from holdfast.engine.reaper import say_reaped
 from holdfast.ports.agent import AgentInfo
-from holdfast.ports.store import STOP_TOPIC, RunStore
+from holdfast.ports.store import STOP_TOPIC, RunStore, worker_topic
 from holdfast.telemetry import Log
 
 _TICK_S: Final = 0.1
 _WORKING_S: Final = 15.0  # from the word to the first beat
 _UNANSWERED_STALL_S: Final = 1.0  # without a beat, once the reaper had to end a stopped run
 _STOP_STALL_S: Final = 2.5  # without a beat, while a stop waits, or a write that may be one
+_CHANGED_S: Final = 0.5  # how late it hears the stops of a worker that took another's place
 _HELD_UP_S: Final = 1.0  # a write that has waited so long for another process
 _LATE_S: Final = 1.0  # a tick of our own that comes so late says nothing about the worker
 _LOOK_S: Final = 0.25  # between two looks at who works, before a kill
@@ -331,11 +332,13 @@ class Supervisor:
         self._unanswered_at = time.monotonic()
 
     async def _hear_stops(self) -> None:
-        """A stop that waits for a worker without a beat shortens its time."""
-        with self._store.subscribe(STOP_TOPIC) as wake:
-            while True:
-                if await wake.wait(60.0):
-                    self._stop_asked_at = time.monotonic()
+        """A stop that waits for a worker without a beat shortens its time; one of another worker's run does not."""
+        while True:
+            heard_of = self.name
+            with self._store.subscribe(worker_topic(STOP_TOPIC, heard_of)) as wake:
+                while self.name == heard_of:
+                    if await wake.wait(_CHANGED_S):
+                        self._stop_asked_at = time.monotonic()
 
     async def _bury(self, worker: WorkerProcess, blamed: RunKey | None) -> None:
         """The replacement first, then the runs of the dead."""

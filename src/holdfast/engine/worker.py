@@ -28,7 +28,7 @@ from holdfast.engine.outcomes import Told
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.agent import SERVED, Agent, AgentInfo
 from holdfast.ports.clock import Clock
-from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunningCaps, RunStore
+from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunningCaps, RunStore, worker_topic
 from holdfast.telemetry import Log
 from holdfast.tools import ProcessLimits, enter_limits
 
@@ -162,7 +162,7 @@ class Worker:
     # claiming
 
     async def _claim_loop(self) -> None:
-        with self._store.subscribe(READY_TOPIC) as wake:
+        with self._store.subscribe(worker_topic(READY_TOPIC, self.name)) as wake:
             while self._accepting:
                 late = self._lag.late()
                 if late:
@@ -225,7 +225,7 @@ class Worker:
     # control
 
     async def _control_loop(self) -> None:
-        with self._store.subscribe(CONTROL_TOPIC) as wake:
+        with self._store.subscribe(worker_topic(CONTROL_TOPIC, self.name)) as wake:
             while True:
                 if await wake.wait(self._settings.renew_s):
                     await self._check()

@@ -78,6 +78,8 @@ __all__ = [
     "WorkerRecord",
     "list_topic",
     "run_topic",
+    "whole_topic",
+    "worker_topic",
 ]
 
 
@@ -305,7 +307,8 @@ class RunStore(Protocol):
         """Wakes of `topic`, which may be false alarms unless it is STOP_TOPIC.
 
         READY_TOPIC: work to claim; CONTROL_TOPIC: stops and inboxes; STOP_TOPIC: a running run was told to stop;
-        `run_topic(key)`: a log has grown; `list_topic(tenant)`: a run changed its state.
+        `run_topic(key)`: a log has grown; `list_topic(tenant)`: a run changed its state. `worker_topic` narrows the
+        first three to one worker.
         """
         ...
 
@@ -321,6 +324,21 @@ class RunStore(Protocol):
 READY_TOPIC = "ready"
 CONTROL_TOPIC = "control"
 STOP_TOPIC = "stop"
+_OF_WORKERS = (READY_TOPIC, CONTROL_TOPIC, STOP_TOPIC)
+
+
+def worker_topic(topic: str, worker: str) -> str:
+    """That part of READY_TOPIC, CONTROL_TOPIC or STOP_TOPIC which concerns one worker.
+
+    Of work to claim only a few of the workers that asked for it last and got none are woken.
+    """
+    return f"{topic}@{worker}"
+
+
+def whole_topic(topic: str) -> str:
+    """What a worker's topic is a part of, for a store that wakes everybody; any other topic as it is."""
+    whole, at, _ = topic.partition("@")
+    return whole if at and whole in _OF_WORKERS else topic
 
 
 def run_topic(key: RunKey) -> str:

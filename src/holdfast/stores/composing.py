@@ -58,7 +58,7 @@ OVERDUE_MS: Final = 10_000  # beyond its deadline, or a word to stop: nobody end
 LINGER_MS: Final = 60_000  # a run of a forgotten session is still readable this long after its end
 PAGE_BYTES: Final = 256 * 1024
 DRAIN_MS: Final = 60_000  # a refused create is told how many runs ended in this time ...
-DRAIN_RUNS: Final = 256  # ... of the last so many
+DRAIN_RUNS: Final = 64  # ... of the last so many; of one tenant, four times as many are looked at
 
 
 class Result(msgspec.Struct, omit_defaults=True):

@@ -1,7 +1,8 @@
 """The tail hub of a process: one pub/sub connection, from which wakes go to the waiters of this process.
 
 State changes of runs come by one pattern, which is subscribed to before the store is handed out: they are few. Logs
-have a channel each, subscribed to while somebody here waits for it, so that a gateway hears only of logs that it reads.
+have a channel each, and so has what concerns one worker; they are subscribed to while somebody here waits for them, so
+that a gateway hears only of logs that it reads, and a worker only of stops of its own runs.
 Between the wait and the subscription a wake may be lost: when Redis confirms the subscription, its waiters are woken.
 
 Messages carry the head of the log only. What is lost with a connection is found by the safety poll of a tail, after a
@@ -20,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from holdfast.aio import Owner, wait_event
-from holdfast.ports.store import STOP_TOPIC, Wake
+from holdfast.ports.store import STOP_TOPIC, Wake, whole_topic
 from holdfast.stores.redis.address import Address
 from holdfast.stores.redis.link import CALL_S, connection
 from holdfast.stores.wakes import Hub
@@ -41,7 +42,7 @@ class Subscriber:
         self._address = address
         self._hub = hub
         self._say = say
-        self._logs, self._others = f"{address.prefix}r:", f"{address.prefix}w:"
+        self._logs, self._workers, self._others = (f"{address.prefix}{kind}:" for kind in "rtw")
         self._lock = threading.Lock()
         self._wanted: dict[str, int] = {}
         self._changed = asyncio.Event()
@@ -70,7 +71,7 @@ class Subscriber:
     def subscribe(self, topic: str) -> Iterator[Wake]:
         """Wait on `topic`, from any loop."""
         with self._hub.subscribe(topic) as wake:
-            if not topic.startswith("run:"):
+            if whole_topic(topic) == topic and not topic.startswith("run:"):
                 yield wake
                 return
             self._want(topic, 1)
@@ -155,8 +156,10 @@ class Subscriber:
         match message:
             case [b"pmessage", _, channel, _]:
                 self._hub.publish([channel.decode().removeprefix(self._others)])
-            case [b"message" | b"subscribe", channel, _]:
-                self._hub.publish([channel.decode().removeprefix(self._logs)])
+            case [b"message" | b"subscribe" as kind, channel, _]:
+                topic = channel.decode()[len(self._logs) :]
+                if kind == b"message" or whole_topic(topic) != STOP_TOPIC:
+                    self._hub.publish([topic])
             case _:
                 pass
 
@@ -181,9 +184,9 @@ class Subscriber:
                 await conn.send_command("PING")
 
     async def _tell(self, conn: AbstractConnection, word: str, topics: set[str]) -> None:
-        channels = [self._logs + topic for topic in topics]
+        channels = [(self._logs if topic.startswith("run:") else self._workers) + topic for topic in topics]
         for first in range(0, len(channels), _CHANNELS_AT_ONCE):
             await conn.send_command(word, *channels[first : first + _CHANNELS_AT_ONCE])
 
     def _wake_all(self) -> None:
-        self._hub.publish(topic for topic in self._hub.topics() if topic != STOP_TOPIC)
+        self._hub.publish(topic for topic in self._hub.topics() if whole_topic(topic) != STOP_TOPIC)

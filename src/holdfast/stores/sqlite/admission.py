@@ -53,7 +53,7 @@ def _drain(tx: Tx, tenant: str | None) -> tuple[int, int]:
     rows = tx.all(
         "SELECT tenant, ended_at FROM runs WHERE ended_at > ? ORDER BY ended_at DESC LIMIT ?",
         tx.wall - DRAIN_MS,
-        DRAIN_RUNS,
+        DRAIN_RUNS if tenant is None else 4 * DRAIN_RUNS,
     )
     ended = [row["ended_at"] for row in rows if tenant is None or row["tenant"] == tenant]
     if ended:

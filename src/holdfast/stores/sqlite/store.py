@@ -37,6 +37,7 @@ from holdfast.ports.store import (
     Wake,
     WorkerRecord,
     run_topic,
+    whole_topic,
 )
 from holdfast.stores.errors import StoreError
 from holdfast.stores.sqlite import claiming, creating, reading, reaping, sessions, sweeping, writing
@@ -367,7 +368,7 @@ class SqliteStore:
 
     def subscribe(self, topic: str) -> AbstractContextManager[Wake]:
         """See the port."""
-        return self._hub.subscribe(topic)
+        return self._hub.subscribe(whole_topic(topic))
 
     def heart(self) -> SqliteHeart | WriterHeart:
         """See the port."""

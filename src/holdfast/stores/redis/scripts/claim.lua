@@ -33,5 +33,7 @@ while #claims < asked do
     }
   end
 end
+-- Who got less than it asked for waits for a wake; who got all asks again when it has room.
+call(#claims < #ARGV - 4 and 'SADD' or 'SREM', IDLE, worker)
 if held_back and call('EXISTS', TURNS) == 1 then call('HSET', META, 'held_back', 1) end
 return claims

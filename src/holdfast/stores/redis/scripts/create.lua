@@ -46,7 +46,8 @@ local supersede = policy == 'supersede'
 -- What one run more would stand on: those that end last say how fast there will be room.
 local function shed(cap, limit, found, of)
   local ends, oldest, prefix = 0, WALL - drain_ms, of and uid_of(of, '')
-  local last = call('ZREVRANGEBYSCORE', ENDED, '+inf', '(' .. oldest, 'WITHSCORES', 'LIMIT', 0, drain_runs)
+  local most = of and 4 * drain_runs or drain_runs
+  local last = call('ZREVRANGEBYSCORE', ENDED, '+inf', '(' .. oldest, 'WITHSCORES', 'LIMIT', 0, most)
   for i = 1, #last, 2 do
     if not prefix or string.sub(last[i], 1, #prefix) == prefix then
       ends, oldest = ends + 1, tonumber(last[i + 1])

@@ -45,3 +45,19 @@ local function wake(topic, head)
   woken[topic] = true
   call('PUBLISH', P .. (head and 'r:' or 'w:') .. topic, head or '')
 end
+
+-- Of what concerns one worker. How many heard it.
+local function wake_worker(topic, worker) return call('PUBLISH', P .. 't:' .. topic .. '@' .. worker, '') end
+
+-- There is work to claim. Two of those that found none are woken and not all, else each run would cost as many claims
+-- as there are idle workers; the second in case that the first does not take it. Others ask within a second anyway.
+local IDLE = P .. 'idle'
+local function wake_idle()
+  wake('ready')
+  local heard = 0
+  while heard < 2 do
+    local worker = call('SPOP', IDLE)
+    if not worker then return end
+    heard = heard + math.min(1, wake_worker('ready', worker)) -- nobody hears it: that worker has ended
+  end
+end

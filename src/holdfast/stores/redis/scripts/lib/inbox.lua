@@ -13,5 +13,6 @@ local function put_into_inbox(row, text, key, most)
   if key ~= '' then call('SADD', P .. 'inboxkeys:' .. row.uid, key) end
   set(row, {inbox_n = n})
   wake('control')
+  if row.state == 'running' then wake_worker('control', row.worker) end
   return true
 end

@@ -29,7 +29,7 @@ local function make_ready(row, rank)
   call('ZADD', QUEUE, WALL, row.uid)
   call('HSET', session_key(row.suid), 'active', row.uid)
   take_turn(row.tenant)
-  wake('ready')
+  wake_idle()
   changed(row)
 end
 

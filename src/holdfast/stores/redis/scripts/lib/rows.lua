@@ -78,9 +78,9 @@ local function leave_running(tenant)
   local ready = call('EXISTS', ready_key(tenant)) == 1
   if ready and not call('ZSCORE', TURNS, tenant) then
     call('ZADD', TURNS, call('HINCRBY', META, 'turn', 1), tenant)
-    wake('ready')
+    wake_idle()
   end
-  if call('HDEL', META, 'held_back') == 1 then wake('ready') end
+  if call('HDEL', META, 'held_back') == 1 then wake_idle() end
 end
 
 -- The indexes by state, and the counts that admission and health ask for.

@@ -14,5 +14,7 @@ local function carry_out_stop(row, c, reason, by)
     set_timer('stop', row.uid, NOW)
     wake('control')
     wake('stop')
+    wake_worker('control', row.worker)
+    wake_worker('stop', row.worker)
   end
 end
