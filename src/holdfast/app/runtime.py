@@ -222,7 +222,10 @@ class Runtime:
     async def _close_gateway(self) -> None:
         # No new runs first, but streams stay open while runs drain: their readers shall see the end.
         self.sessions.draining = True
+        until = asyncio.get_running_loop().time() + self.drain_s
         await self.worker.close(self.drain_s)
+        # Runs of workers elsewhere go on, and most readers with them, at another server; the others would be cut off.
+        await self.app.drain(until - asyncio.get_running_loop().time(), lambda: self._hurried)
         await self.server.stop()
 
     def _task_failed(self, name: str, error: BaseException) -> None:
