@@ -153,10 +153,10 @@ class Cluster(System):
     def machines(self) -> list[Machine]:
         return [*self.servers, *self.workers_]
 
-    def add_server(self) -> Machine:
+    def add_server(self, **env: str) -> Machine:
         port = free_port()
         command = ["serve", "--no-worker", "--port", str(port), "--store", self.redis.url]
-        self.servers.append(Machine(f"server-{len(self.servers)}", command, self.directory, self.env, port))
+        self.servers.append(Machine(f"server-{len(self.servers)}", command, self.directory, {**self.env, **env}, port))
         return self.servers[-1]
 
     def add_worker(self) -> Machine:

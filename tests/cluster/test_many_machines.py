@@ -1,5 +1,7 @@
 """What one machine promises, several do: stop, one run at a time, resume elsewhere, no zombie writes."""
 
+import json
+import signal
 import threading
 import time
 from itertools import pairwise
@@ -11,7 +13,7 @@ import pytest
 from tests.cluster.deployment import LEASE_S, Cluster, thaw
 from tests.supervision.support import Follower, attempts
 from tests.system.reading import stored
-from tests.system.support import TERMINAL, Open, Watch, full, percentile, until
+from tests.system.support import TERMINAL, Open, Watch, frames, full, percentile, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(full(900, 120))]
 
@@ -101,6 +103,49 @@ def test_readers_of_a_killed_server_go_on_at_the_other_without_a_gap(cluster: Cl
     cluster.servers[0].start()
     cluster.until_up()
     assert sum(follower.breaks for follower in followers) > 0, "nobody read at the server that was killed"
+
+
+def test_a_server_that_is_told_to_end_lets_streams_end_that_nobody_could_resume(cluster: Cluster):
+    """A chat completion cannot be read on at another server: its end is waited for, and a cut is not taken for one."""
+    leaving = cluster.add_server(HOLDFAST_DRAIN_S="3")
+    cluster.until_up()
+    short, long, native = [], [], []
+
+    def chat(text: str, lines: list[str]) -> None:
+        body = {"model": "crew", "stream": True, "messages": [{"role": "user", "content": text}]}
+        with leaving.http.stream("/v1/chat/completions", method="POST", body=body) as response:
+            lines.extend(data for _, _, data in frames(response))
+
+    def follow() -> None:
+        with leaving.http.stream("/api/runs", method="POST", body={"input": "!tokens n=1000 rate=50"}) as response:
+            native.extend(data for _, _, data in frames(response))
+
+    asking = [("!tokens n=60 rate=50", short), ("!tokens n=1000 rate=50", long)]
+    clients = [threading.Thread(target=chat, args=each, daemon=True) for each in asking]
+    clients.append(threading.Thread(target=follow, daemon=True))
+    for client in clients:
+        client.start()
+    until(lambda: all("t5 " in "".join(lines) for lines in (short, long, native)), "all stream")
+    leaving.process.signal(signal.SIGTERM)
+    until(lambda: leaving.http.ask("GET", "/readyz")[0] == 503, "it is not ready, and says so", 2)
+    status, refused = leaving.http.ask("POST", "/api/runs", {"input": "!say late"})
+    assert (status, refused["code"], refused["retryable"]) == (503, "not_ready", True)
+    assert leaving.process.wait(30) == 0
+    for client in clients:
+        client.join(10)
+    assert short[-1] == "[DONE]"
+    assert json.loads(short[-2])["choices"][0]["finish_reason"] == "stop"
+    cut = json.loads(long[-2])
+    assert "closing" in cut["error"]["message"], cut
+    assert json.loads(native[-1])["type"] not in TERMINAL, "this one is read on at another server"
+    cluster.servers.remove(leaving)
+    leaving.close()
+    run = json.loads(native[0])["run"]
+    rest = Follower(cluster, run)
+    until(lambda: len(rest.rows) > len(native), "the other server has it all")
+    assert [row.decode() for row in rest.rows[: len(native)]] == native
+    cluster.stop(run)
+    rest.end()
 
 
 def test_inspect_asks_the_worker_that_has_the_run_wherever_it_is(cluster: Cluster):

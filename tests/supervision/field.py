@@ -56,7 +56,7 @@ class Field:
             messages = self.system.get(f"/api/sessions/{session}")["messages"]
             found = [m["text"] for m in messages if m["role"] == "user"]
             assert found == prompts, f"seed {seed}: {session} has lost a prompt"
-        assert set(ends) <= {"run.completed", "run.failed worker_lost"}, f"seed {seed}: {ends}"
+        assert set(ends) <= {"run.completed", "run.failed worker_lost"}, f"seed {seed}: {ends}, {_strange(logs)}"
         for events in logs:  # a run that needs longer than the pause between two kills may spend them all
             if events[-1].get("reason") == "worker_lost":
                 assert max(e["attempt"] for e in events if e["type"] == "run.started") == attempts, events[-1]
@@ -64,6 +64,12 @@ class Field:
             f"{len(logs)} runs, {resumed} resumed, {unknown} tools of unknown outcome",
             f"{dict(ends)}, readers broken {sum(f.breaks for f in self.followers)} times",
         ]
+
+
+def _strange(logs: list[list[dict[str, Any]]]) -> list[Any]:
+    """The ends that nobody expects, with what came before."""
+    expected = ("finished", "worker_lost")
+    return [[e["type"], *log[-4:]] for log in logs for e in log[-1:] if e.get("reason", "finished") not in expected]
 
 
 def no_tool_twice(events: list[dict[str, Any]], calls: dict[str, int], seed: int) -> int:

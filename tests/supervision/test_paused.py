@@ -70,7 +70,7 @@ def test_sigstop_of_the_worker_while_it_writes_delays_creates_and_stops_by_a_bou
         for each in found[1:]:
             system.stop(each.run)
         for each in found:
-            assert each.end(30)[-1]["reason"] in ("stopped", "finished", "agent_error"), each.events[-1]
+            assert each.end(30)[-1]["reason"] in ("stopped", "finished"), each.events[-1]
         livez = max(livez, pulse.worst())
         assert max(took) < ANSWER_S, f"seed {seed}: {took}"
         assert livez < 1.0

@@ -242,7 +242,10 @@ class Runtime:
         self.sessions.draining = True
         if self._proving is not None:
             self._proving.cancel()
+        until = asyncio.get_running_loop().time() + self.drain_s
         await self.worker.close(self.drain_s)
+        # Runs of workers elsewhere go on, and most readers with them, at another server; the others would be cut off.
+        await self.app.drain(until - asyncio.get_running_loop().time(), lambda: self._hurried)
         await self.server.stop()
 
     def _task_failed(self, name: str, error: BaseException) -> None:

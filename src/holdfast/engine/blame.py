@@ -164,7 +164,9 @@ class Activity:
         return len(self._before) > 1
 
     def culprit(self, seconds: float) -> RunKey | None:
-        """Take the second look, `seconds` after the first: the run that blocks the loop."""
+        """Take the second look, `seconds` after the first: the run that blocks the loop; nobody, if it was stopped."""
+        if _stopped(self._pid):
+            return None  # by SIGSTOP or a debugger, in whosever step it was: no run did that
         marked = self._board.blamed()
         if not self.in_threads:
             return marked
@@ -192,6 +194,14 @@ def _seen(pid: int, thread: int) -> tuple[float, int] | None:
         return ticks / os.sysconf("SC_CLK_TCK"), int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a signal or a tracer keeps the process from running."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
 
 
 def _nothing() -> None:

@@ -79,6 +79,10 @@ class GatewayApp:
         """Whom /metrics and `facts` ask for the number of connections: the server, which is made after the app."""
         self._gate.connections = connections
 
+    async def drain(self, limit_s: float, hurried: Callable[[], bool]) -> None:
+        """Wait for the streams that cannot be resumed at another gateway; bounded."""
+        await self._gate.drain(limit_s, hurried)
+
     def close_readers(self) -> None:
         """Not ready from now on; every stream ends at once, and its reader resumes at another gateway or later."""
         self._gate.close_readers()

@@ -176,6 +176,9 @@ async def open_log(gate: Gate, key: RunKey, offset: Offset, limit: int = PAGE_EV
     return Opening(page, said)
 
 
+CLOSING = HoldfastError("not_ready", "the server is closing; ask again", retry_after_s=1)
+
+
 class LogStream(Response):
     """A streaming response that follows one log until its terminal event."""
 
@@ -190,6 +193,7 @@ class LogStream(Response):
         headers: dict[str, str] | None = None,
         listens: bool = False,
         around: AbstractContextManager[None] | None = None,
+        resumes: bool = True,
     ) -> None:
         """Take what is to be read, and how it is written.
 
@@ -203,6 +207,7 @@ class LogStream(Response):
             listens: The run is stopped if the client leaves, or takes nothing for too long, before the end; or
                 if this process ends, once its lease as a listener is over.
             around: Entered while it is read; instead of what `listens` does.
+            resumes: Whether its protocol lets a client read on elsewhere; else it is told that it was cut off.
         """
         self.status_code = status
         sent = {
@@ -218,6 +223,7 @@ class LogStream(Response):
         self._encoder = encoder
         self._listens = listens
         self._around = around
+        self._resumes = resumes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response; returns when the log ended, the client left or the server closes."""
@@ -225,11 +231,15 @@ class LogStream(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        whole = False
         with self._around or (self._gate.listening(self._key) if self._listens else nullcontext()):
-            async with Reader(self._gate, scope, receive, self._gone if self._listens else None) as reader:
+            on_gone, resumes = self._gone if self._listens else None, self._resumes and not self._listens
+            async with Reader(self._gate, scope, receive, on_gone, resumes=resumes) as reader:
                 await self._pump(reader, send)
+                whole = True
         if not reader.gone:
-            await send({"type": "http.response.body", "body": b""})
+            cut = b"" if whole or self._resumes else self._encoder.notice("unavailable", document(CLOSING))
+            await send({"type": "http.response.body", "body": cut})
 
     async def _pump(self, reader: Reader, send: Send) -> None:
         encoder, page, resync = self._encoder, self._opening.page, self._opening.resync

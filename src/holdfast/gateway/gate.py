@@ -23,10 +23,16 @@ from holdfast.telemetry import Log, WorkersTotals
 _STOP_TRIES = 10
 _STOP_PAUSE_S = 1.0
 _RENEW_S = 1.0
+_LOOK_S = 0.05
 
 
 class Closable(Protocol):
     """An open streaming response."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether its client can read on elsewhere."""
+        ...
 
     def close(self) -> None:
         """End it now."""
@@ -93,6 +99,14 @@ class Gate:
     def detach(self, reader: Closable) -> None:
         """Forget a streaming response that has ended."""
         self._readers.discard(reader)
+
+    async def drain(self, limit_s: float, hurried: Callable[[], bool]) -> None:
+        """Let the responses end that cannot be read on elsewhere; until `limit_s` is over, or it is `hurried`."""
+        until = asyncio.get_running_loop().time() + limit_s
+        while not all(reader.resumes for reader in self._readers) and not hurried():
+            if asyncio.get_running_loop().time() >= until:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     def close_readers(self) -> None:
         """End every streaming response now, and each one that begins from now on: they resume elsewhere."""

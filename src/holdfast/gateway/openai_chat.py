@@ -179,7 +179,7 @@ class WholeAnswer(Response):
 
         response: Response | None = None
         with self._gate.listening(key) if self._listens else nullcontext():
-            async with Reader(self._gate, scope, receive, on_gone) as reader:
+            async with Reader(self._gate, scope, receive, on_gone, resumes=False) as reader:
                 response = await self._answer()
         if response is None and not reader.gone:
             closing = HoldfastError("not_ready", "the server is closing; the run goes on", run=key.run)
@@ -272,6 +272,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
         encoder,
         headers=_named(record),
         listens=listens,
+        resumes=False,
     )
 
 

@@ -36,7 +36,15 @@ class Reader:
         gone: The client left, or took nothing for too long, before the body ended.
     """
 
-    def __init__(self, gate: Gate, scope: Scope, receive: Receive, on_gone: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        scope: Scope,
+        receive: Receive,
+        on_gone: Callable[[], None] | None = None,
+        *,
+        resumes: bool = True,
+    ) -> None:
         """Nothing is watched yet.
 
         Args:
@@ -44,8 +52,10 @@ class Reader:
             scope: Of the request.
             receive: Of the request, whose body has been read.
             on_gone: Called once if the reader is gone.
+            resumes: Whether what is cut can be read on elsewhere; a server that is told to end waits for the others.
         """
         self.gone = False
+        self.resumes = resumes
         self._closed = False
         self._gate = gate
         self._scope = scope

@@ -65,6 +65,8 @@ BAD_FRAMES_MAX = 16  # one after another; the next one closes the socket
 class Socket:
     """One WebSocket, from its acceptance to its end."""
 
+    resumes = True  # its close says from where
+
     def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing is accepted yet."""
         self._gate = gate
