@@ -37,7 +37,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 async def ask(here: Site, row: Operation, headers: dict[str, str], run: str = "r_x", session: str = "s_x") -> Any:
-    path = re.sub(r"{\w+}", run, row.path.replace("{session}", session))
+    path = re.sub(r"{\w+}", run, row.path.replace("{session}", session).replace("{response}", f"resp_{run}"))
     body = BODIES.get(f"{row.method} {row.path}", {"input": "x"} if row.body is not None else None)
     return await here.http.request(row.method, path, headers={**JSON, **headers}, json=body)
 

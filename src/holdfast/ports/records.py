@@ -57,6 +57,13 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = ""  # of the agent's native history
     context: list[Message] = []  # what was said before `input`, where the client and not the session knows it
     retracts: bool = True  # whether its first reader can take back text that it has shown
+    remember: bool = False  # `context` is part of the session: later runs of it are given it, too
+    request: dict[str, Any] = {}  # what the protocol that asked repeats in its answers
+
+    @property
+    def before(self) -> list[Message]:
+        """What the session keeps of `context`."""
+        return self.context if self.remember else []
 
 
 class Limits(msgspec.Struct, frozen=True):
