@@ -38,7 +38,8 @@ BODIES: dict[str, dict[str, Any]] = {
 
 async def ask(here: Site, row: Operation, headers: dict[str, str], run: str = "r_x", session: str = "s_x") -> Any:
     chat = row.path.startswith("/api/chat/")  # its id is a session's
-    path = re.sub(r"{\w+}", session if chat else run, row.path.replace("{session}", session))
+    path = row.path.replace("{session}", session).replace("{response}", f"resp_{run}")
+    path = re.sub(r"{\w+}", session if chat else run, path)
     body = BODIES.get(f"{row.method} {row.path}", {"input": "x"} if row.body is not None else None)
     return await here.http.request(row.method, path, headers={**JSON, **headers}, json=body)
 

@@ -16,7 +16,7 @@ from tests.history.site import Site
 
 EXAMPLES = 300 if os.environ.get("HOLDFAST_FULL") else 25
 # A conversation that fits its schema may still lack a user's message; no schema says that well.
-UNSAYABLE = {"/v1/chat/completions": ["positive_data_acceptance"]}
+UNSAYABLE = {path: ["positive_data_acceptance"] for path in ("/v1/chat/completions", "/v1/responses")}
 # Deleting what the next example needs would leave only 404 to look at.
 SPARED = {("DELETE", "/api/sessions/{session}")}
 ROWS = [(row.method, row.path) for row in OPERATIONS]
@@ -28,7 +28,7 @@ def known(http: httpx2.Client) -> dict[str, str]:
     made = http.post("/api/runs", json={"input": "x", "session": "known"})
     run = made.json()["id"]
     assert http.post(f"/api/runs/{run}/stop?wait_s=5").json()["state"] in ("completed", "cancelled")
-    return {"run": run, "session": "known"}
+    return {"run": run, "session": "known", "response": f"resp_{run}"}
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ class HistoryEntry(msgspec.Struct, frozen=True):
         native_kind: Which adapter wrote `native`, or "" where there is none.
         native: The adapter's own form of the run, opaque here: all of it, or up to its last checkpoint.
         tail: Neutral messages that came after `native`; empty where `native` is all of the run.
+        before: What its client said was said before its input, and no earlier run of the session knows.
     """
 
     run: str
@@ -54,3 +55,4 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     native_kind: str = ""
     native: bytes = b""
     tail: list[Message] = []
+    before: list[Message] = []

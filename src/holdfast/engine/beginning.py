@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from holdfast.domain.digest import Digest
 from holdfast.domain.events import decode_event
-from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.domain.runs import State
 from holdfast.engine.appender import Lost
 from holdfast.ports.agent import RunContext
@@ -42,10 +42,14 @@ async def read_log(store: RunStore, claim: Claim, repeat: Repeat) -> tuple[Diges
 
 async def read_history(store: RunStore, claim: Claim, repeat: Repeat) -> list[HistoryEntry]:
     """What earlier runs of the session left, and what its client says was said before."""
-    entries: list[HistoryEntry] = await repeat(partial(store.history, claim.key.tenant, claim.session))
-    if claim.spec.context:
-        entries.append(HistoryEntry(run="", state=State.COMPLETED, messages=claim.spec.context))
-    return entries
+    entries: list[HistoryEntry] = []
+    for entry in await repeat(partial(store.history, claim.key.tenant, claim.session)):
+        entries += [*_said(entry.before), entry]
+    return [*entries, *_said(claim.spec.context)]
+
+
+def _said(messages: list[Message]) -> list[HistoryEntry]:
+    return [HistoryEntry(run="", state=State.COMPLETED, messages=messages)] if messages else []
 
 
 def context_of(

@@ -413,6 +413,7 @@ class Executor:
             messages=appender.fold.messages(completed=completed, user=self.claim.spec.input),
             native_kind=self._agent.kind if native else "",
             native=native,
+            before=self.claim.spec.before,
         )
 
     def _timings(self, now_ms: int) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class StartRequest(msgspec.Struct, frozen=True):
     trace: str = ""
     context: list[Message] = []
     retracts: bool = True  # whether who reads its answer can take back what was shown
+    remember: bool = False  # later runs of the session are given `context`, too
+    request: dict[str, Any] = {}  # what the protocol repeats in its answers
     listens: bool = False  # the request that makes it waits for its end, and nobody else is known to
     listener_s: float = 0.0  # for so long it may have no listener; 0: listener_lease_s
 
@@ -225,6 +227,15 @@ class Sessions:
             queue=[r for r in reversed(queued) if r.key.run != active],
         )
 
+    async def said_until(self, key: RunKey, session: str) -> list[Message]:
+        """What a session's runs up to an ended one left, that one included; gone is raised where it left nothing."""
+        said: list[Message] = []
+        for entry in await self._store.history(key.tenant, session):
+            said += [*entry.before, *entry.messages]
+            if entry.run == key.run:
+                return said
+        raise HoldfastError("gone", f"what run {key.run} left was deleted", run=key.run)
+
     async def forget(self, tenant: str, session: str, by: str) -> None:
         """Stop a session's runs and forget it, or unknown_session."""
         await self.session(tenant, session)
@@ -352,6 +363,8 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping
         retracts=request.retracts,
         build=version.get("build", ""),
         config=version.get("config", ""),
+        remember=request.remember,
+        request=request.request,
     )
 
 

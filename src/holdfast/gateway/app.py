@@ -14,7 +14,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import ai_sdk, events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
+from holdfast.gateway import (
+    ai_sdk,
+    events,
+    health,
+    metrics,
+    openai_chat,
+    openai_responses,
+    openapi,
+    page,
+    runs,
+    sessions_api,
+    ws,
+)
 from holdfast.gateway.access import Access
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
@@ -31,6 +43,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sessions_api.OPERATIONS,
     *openai_chat.OPERATIONS,
     *ai_sdk.OPERATIONS,
+    *openai_responses.OPERATIONS,
     *health.OPERATIONS,
     *metrics.OPERATIONS,
     *openapi.OPERATIONS,

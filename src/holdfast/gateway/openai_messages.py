@@ -121,19 +121,24 @@ def conversation(body: ChatBody, *, in_session: bool) -> Conversation:
         return Conversation(body.prompt, "", [])
     if body.prompt is not None:
         raise invalid("send messages or prompt, not both")
+    return conversation_of(body.messages or [], "messages", in_session=in_session)
+
+
+def conversation_of(messages: list[ChatMessage], param: str, *, in_session: bool = False) -> Conversation:
+    """Take messages apart, which are the field `param` of a request; see `conversation`."""
     system: list[str] = []
     said: list[Message] = []
-    for number, message in enumerate(body.messages or []):
-        text = _text(message.content, f"messages[{number}].content")
+    for number, message in enumerate(messages):
+        text = _text(message.content, f"{param}[{number}].content", param)
         if message.role in ("system", "developer"):
             system.append(text)
         else:
-            said.append(_neutral(message, text, number))
+            said.append(_neutral(message, text, f"{param}[{number}]", param))
     last = max((n for n, message in enumerate(said) if message.role == "user"), default=None)
     if last is None:
-        raise invalid("messages has no user message", param="messages")
+        raise invalid(f"{param} has no user message", param=param)
     if not in_session and last != len(said) - 1:
-        raise invalid("the last message is not the user's", param="messages")
+        raise invalid("the last message is not the user's", param=param)
     context = [] if in_session else _paired(said[:last])
     return Conversation(said[last].text, "\n\n".join(s for s in system if s), context)
 
@@ -162,7 +167,7 @@ def choose_agent(model: str | None, served: list[str]) -> str:
     raise HoldfastError("unknown_agent", f"no model {model[:200]!r}; served are {', '.join(served)}", param="model")
 
 
-def _neutral(message: ChatMessage, text: str, number: int) -> Message:
+def _neutral(message: ChatMessage, text: str, place: str, param: str) -> Message:
     match message.role:
         case "user":
             return Message(role="user", text=text)
@@ -176,7 +181,7 @@ def _neutral(message: ChatMessage, text: str, number: int) -> Message:
             call = message.tool_call_id or ""
             return Message(role="tool", call=call, name=message.name or "", outcome="success", result=text)
         case other:
-            raise invalid(f"messages[{number}].role is {other[:40]!r}", param="messages")
+            raise invalid(f"{place}.role is {other[:40]!r}", param=param)
 
 
 def _paired(said: list[Message]) -> list[Message]:
@@ -196,14 +201,14 @@ def _paired(said: list[Message]) -> list[Message]:
     return out
 
 
-def _text(content: str | list[ChatPart] | None, place: str) -> str:
+def _text(content: str | list[ChatPart] | None, place: str, param: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     parts = []
     for part in content:
         text = part.refusal if part.type == "refusal" else part.text
         if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
-            raise invalid(f"{place}: a part of type {part.type[:40]!r} is not text", param="messages")
+            raise invalid(f"{place}: a part of type {part.type[:40]!r} is not text", param=param)
         parts.append(text)
     return "".join(parts)
 

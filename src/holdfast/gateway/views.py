@@ -177,7 +177,7 @@ def session_page(view: SessionView) -> SessionPage:
     messages = [
         {**msgspec.to_builtins(message), "run": entry.run, "state": entry.state}
         for entry in view.history
-        for message in entry.messages
+        for message in [*entry.before, *entry.messages]
     ]
     return SessionPage(
         id=view.record.session,

@@ -59,6 +59,13 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     retracts: bool = True  # whether its first reader can take back text that it has shown
     build: str = ""  # of the gateway that took it
     config: str = ""  # fingerprint of that gateway's settings
+    remember: bool = False  # `context` is part of the session: later runs of it are given it, too
+    request: dict[str, Any] = {}  # what the protocol that asked repeats in its answers
+
+    @property
+    def before(self) -> list[Message]:
+        """What the session keeps of `context`."""
+        return self.context if self.remember else []
 
 
 class Cap(StrEnum):

@@ -116,7 +116,8 @@ def derived_entry(
     `tail` is the digest of what came after `checkpoint`; both or neither.
     """
     completed = state is State.COMPLETED
-    entry = HistoryEntry(run=run, state=state, messages=fold.messages(completed=completed, user=spec.input))
+    messages = fold.messages(completed=completed, user=spec.input)
+    entry = HistoryEntry(run=run, state=state, messages=messages, before=spec.before)
     if checkpoint is None or tail is None or not spec.kind:
         return entry
     rest = tail.messages(completed=completed, user="")

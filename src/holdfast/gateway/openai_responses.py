@@ -1,0 +1,259 @@
+"""/v1/responses: OpenAI's Responses API over the same log.
+
+A response is a run, `resp_<run>`, and a chain of responses is a session: a response that continues the last one of its
+session is the session's next run; one that continues an earlier one begins a session that is a copy up to there.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing, nullcontext
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from holdfast.domain.errors import HoldfastError
+from holdfast.domain.events import decode_event
+from holdfast.domain.ids import ID_PATTERN, RunKey
+from holdfast.domain.messages import Message
+from holdfast.domain.runs import OnDisconnect
+from holdfast.engine.sessions import StartRequest
+from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
+from holdfast.gateway.events import STREAM_HEADERS, LogStream, Offset, Opening, complete, open_log
+from holdfast.gateway.gate import Gate
+from holdfast.gateway.openai_inputs import ResponseBody, asked_of, refuse_unsupported, sampling_of
+from holdfast.gateway.openai_messages import choose_agent
+from holdfast.gateway.openai_response import PREFIX, ResponseEncoder, ResponseLog
+from holdfast.gateway.problems import invalid, openai_document
+from holdfast.gateway.readers import Reader, pages
+from holdfast.gateway.requests import tenant_of, trace_of
+from holdfast.gateway.routes import Answer, Operation, Query, answer
+from holdfast.gateway.runs import BY, IDEMPOTENCY_KEY, made
+from holdfast.ports.store import RunRecord, Status
+
+PROTOCOL: Final = "openai.responses"
+_CANCEL_MARGIN_S: Final = 1.5  # above the grace: by then a stopped run has its end, whatever it does
+_PAGE_EVENTS: Final = 500
+_NUMBER_DIGITS: Final = 15
+
+
+class WholeResponse(Response):
+    """A response that is not streamed: waits for the end, then answers with the object, whatever the end was."""
+
+    def __init__(self, gate: Gate, record: RunRecord, opening: Opening, *, listens: bool) -> None:
+        """Take the run, and whether it is stopped if the client leaves."""
+        self._gate = gate
+        self._record = record
+        self._opening = opening
+        self._listens = listens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wait, then answer; nothing is sent to a client that has left."""
+        key = self._record.key
+
+        def on_gone() -> None:
+            if self._listens:
+                self._gate.client_gone(key)
+
+        response: Response | None = None
+        with self._gate.listening(key) if self._listens else nullcontext():
+            async with Reader(self._gate, scope, receive, on_gone) as reader:
+                response = await self._answer()
+        if response is None and not reader.gone:
+            closing = HoldfastError("not_ready", "the server is closing; the run goes on", run=key.run)
+            response = answer(openai_document(closing), 503, {"Retry-After": "1"})
+        if response is not None:
+            response.headers.update({**STREAM_HEADERS, **_named(self._record)})
+            await response(scope, receive, send)
+
+    async def _answer(self) -> Response:
+        page = self._opening.page
+        log = ResponseLog(self._record)
+        for event in map(decode_event, page.events):
+            log.feed(event)
+        if not complete(page):
+            async with aclosing(pages(self._gate, self._record.key, page.first + len(page.events) - 1)) as tail:
+                async for found in tail:
+                    if isinstance(found, HoldfastError):
+                        return answer(openai_document(found), found.status)
+                    for event in map(decode_event, found.events):
+                        log.feed(event)
+        return answer(log.value())
+
+
+async def create_response(gate: Gate, request: Request) -> Response:
+    """POST /v1/responses: streamed or not, in the background or not."""
+    body = await read_json(request, ResponseBody, gate.settings.body_bytes)
+    refuse_unsupported(body)
+    asked = asked_of(body)
+    tenant = tenant_of(request)
+    session, copied = await _place(gate, tenant, body, request.headers.get("x-session-id", ""))
+    background = bool(body.background)
+    on_disconnect = body.on_disconnect or (OnDisconnect.CONTINUE if background else OnDisconnect.CANCEL)
+    if background and on_disconnect is OnDisconnect.CANCEL:
+        raise invalid("on_disconnect: a background response is not cancelled with its client", param="on_disconnect")
+    created = await gate.sessions.start(
+        tenant,
+        StartRequest(
+            input=check_input(asked.prompt, gate.settings.input_bytes),
+            session=session,
+            agent=choose_agent(body.model, [agent.name for agent in gate.sessions.agents()]),
+            on_busy=body.on_busy,
+            on_disconnect=on_disconnect,
+            metadata=check_metadata(body.metadata or {}),
+            instructions=asked.instructions,
+            settings=sampling_of(body),
+            context=[*copied, *asked.context],
+            remember=True,
+            request=_repeated(body),
+            protocol=PROTOCOL,
+            idempotency_key=idempotency_key(request),
+            trace=trace_of(request),
+            retracts=not body.stream,
+            listens=not background,
+        ),
+    )
+    record = made(created)
+    listens = on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
+    opening = await open_log(gate, record.key, Offset())
+    if body.stream:
+        return LogStream(gate, record.key, opening, ResponseEncoder(record), headers=_named(record), listens=listens)
+    if background:
+        return answer(_so_far(record, opening).value(), headers=_named(record))
+    return WholeResponse(gate, record, opening, listens=listens)
+
+
+async def retrieve_response(gate: Gate, request: Request) -> Response:
+    """GET /v1/responses/{response}: the object as it is now, or its stream from a number on."""
+    record = await gate.sessions.get(response_key(request))
+    if not _streamed(request):
+        return answer(await _folded(gate, record), headers=_named(record))
+    encoder = ResponseEncoder(record, _starting_after(request))
+    return LogStream(gate, record.key, await open_log(gate, record.key, Offset()), encoder, headers=_named(record))
+
+
+async def cancel_response(gate: Gate, request: Request) -> Response:
+    """POST /v1/responses/{response}/cancel: idempotent; answers with the end, which is near."""
+    key = response_key(request)
+    record = await gate.sessions.stop(key, BY)
+    if not record.state.terminal:
+        record = await gate.sessions.wait(key, gate.settings.stop_grace_s + _CANCEL_MARGIN_S)
+    return answer(await _folded(gate, record), headers=_named(record))
+
+
+def response_key(request: Request) -> RunKey:
+    """The run of the response that the path names."""
+    return _key(tenant_of(request), check_id(request.path_params["response"], "the response id"))
+
+
+def _key(tenant: str, response: str, param: str | None = None) -> RunKey:
+    run = response.removeprefix(PREFIX)
+    if run == response or not run:
+        fields = {} if param is None else {"param": param}
+        remedy = f"response ids begin with {PREFIX}; use the id that the response had"
+        raise HoldfastError("unknown_run", f"no response {response}", remedy=remedy, **fields)
+    return RunKey(tenant, check_id(run, "the response id"))
+
+
+async def _place(gate: Gate, tenant: str, body: ResponseBody, session: str) -> tuple[str, list[Message]]:
+    """The session of a new response, and what is copied into it."""
+    previous = body.previous_response_id
+    if previous is None:
+        return check_id(session, "X-Session-Id") if session else "", []
+    if session:
+        raise invalid("send previous_response_id or X-Session-Id, not both", param="previous_response_id")
+    key = _key(tenant, previous, "previous_response_id")
+    record = await gate.sessions.get(key)
+    newest = await gate.sessions.list_runs(tenant, record.session, None, 1, "")
+    if newest and newest[0].key == key:
+        return record.session, []
+    if not record.state.terminal:
+        raise invalid(f"{previous} has not ended, and is not the last of its session", param="previous_response_id")
+    return "", await gate.sessions.said_until(key, record.session)
+
+
+def _repeated(body: ResponseBody) -> dict[str, Any]:
+    found = {"background": bool(body.background), "previous_response_id": body.previous_response_id}
+    return {name: value for name, value in found.items() if value}
+
+
+def _so_far(record: RunRecord, opening: Opening) -> ResponseLog:
+    log = ResponseLog(record)
+    for event in map(decode_event, opening.page.events):
+        log.feed(event)
+    return log
+
+
+async def _folded(gate: Gate, record: RunRecord) -> dict[str, Any]:
+    """The response as its log has it now."""
+    log, after = ResponseLog(record), 0
+    while True:
+        page = await gate.sessions.read(record.key, after, _PAGE_EVENTS)
+        for event in map(decode_event, page.events):
+            log.feed(event)
+        after += len(page.events)
+        if not page.events or after >= page.head:
+            return log.value()
+
+
+def _streamed(request: Request) -> bool:
+    text = request.query_params.get("stream", "false")
+    if text.lower() not in ("true", "false"):
+        raise invalid(f"stream={text[:64]!r} is neither true nor false", param="stream")
+    return text.lower() == "true"
+
+
+def _starting_after(request: Request) -> int:
+    text = request.query_params.get("starting_after")
+    if text is None:
+        return -1
+    if not (text.isascii() and text.isdigit() and len(text) <= _NUMBER_DIGITS):
+        raise invalid(f"starting_after={text[:64]!r} is not a sequence number", param="starting_after")
+    return int(text)
+
+
+def _named(record: RunRecord) -> dict[str, str]:
+    return {"X-Run-Id": record.key.run, "X-Session-Id": record.session}
+
+
+_STREAM = ("text/event-stream",)
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/responses",
+        create_response,
+        "Create a response, streamed or not, in the background or not",
+        (Answer(200, "The response, or its events", dict[str, Any], _STREAM),),
+        body=ResponseBody,
+        headers=(
+            Query("X-Session-Id", "The session to go on with", {"type": "string", "pattern": f"^{ID_PATTERN}$"}),
+            IDEMPOTENCY_KEY,
+        ),
+        errors=("unknown_agent", "session_busy", "idempotency_conflict", "not_ready", "gone"),
+    ),
+    Operation(
+        "GET",
+        "/v1/responses/{response}",
+        retrieve_response,
+        "Get a response, or its events from a number on",
+        (Answer(200, "The response as it is now, or its events", dict[str, Any], _STREAM),),
+        query=(
+            Query("stream", "Whether its events are asked for", {"type": "string", "enum": ["true", "false"]}),
+            Query(
+                "starting_after",
+                "stream=true only: the sequence_number of the last event that the reader has",
+                {"type": "integer", "minimum": 0, "maximum": 10**_NUMBER_DIGITS - 1},
+            ),
+        ),
+        errors=("unknown_run", "gone", "invalid_request"),
+    ),
+    Operation(
+        "POST",
+        "/v1/responses/{response}/cancel",
+        cancel_response,
+        "Stop a response",
+        (Answer(200, "The response, with its end", dict[str, Any]),),
+        errors=("unknown_run", "gone", "invalid_request"),
+    ),
+)
