@@ -12,7 +12,19 @@ from holdfast.domain.events import decode_event
 from holdfast.domain.ids import RunKey
 from holdfast.domain.messages import HistoryEntry
 from holdfast.ports.agent import Agent, AgentEvent, RunContext
-from holdfast.ports.store import Appended, Claim, Created, Ending, Fence, Held, NewRun, Renewal, Status
+from holdfast.ports.store import (
+    UNCAPPED,
+    Appended,
+    Claim,
+    Created,
+    Ending,
+    Fence,
+    Held,
+    NewRun,
+    Renewal,
+    RunningCaps,
+    Status,
+)
 from holdfast.stores.sqlite import SqliteStore
 
 TAKEN_S = 0.3  # how long a told run may take to hear of it; a cut that the worker cannot hear goes on without
@@ -79,8 +91,8 @@ class CuttingStore(SqliteStore):
             await self._act(cut, new.key)
         return created
 
-    async def claim(self, worker: str, n: int, lease_ms: int) -> list[Claim]:
-        claims = await super().claim(worker, n, lease_ms)
+    async def claim(self, worker: str, n: int, lease_ms: int, caps: RunningCaps = UNCAPPED) -> list[Claim]:
+        claims = await super().claim(worker, n, lease_ms, caps)
         now = asyncio.get_running_loop().time()
         for claim in claims:
             self.claims[claim.key] = (claim, now + claim.deadline_left_ms / 1000)
