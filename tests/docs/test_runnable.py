@@ -90,6 +90,18 @@ def test_event_source_block(demo):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(40)
+def test_node_block(demo):
+    """The JavaScript client, from its own directory: it is on no registry."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node")
+    (block,) = blocks("run", "node")
+    code = block.code.replace('"holdfast-client"', f'"{(ROOT / "clients" / "js" / "src" / "index.js").as_uri()}"')
+    assert run([node, "--input-type=module", "-"], code, demo) == "hello"
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("spec", "prompt", "heard"),

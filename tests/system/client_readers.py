@@ -16,7 +16,7 @@ import anyio
 from holdfast.client import AsyncClient, Backoff, Client, Connection
 from tests.system.support import until
 
-QUICK = Backoff(first_s=0.02, max_s=0.2, attempts=40)
+QUICK = Backoff(first_s=0.02, max_s=0.2, attempts=1000)  # a server that starts beside others takes its time
 
 Heard = list[Connection]
 Follow = Callable[..., list[dict[str, Any]]]
@@ -106,6 +106,10 @@ class Readers:
     def until_last(self, state: str, limit_s: float = 30.0) -> None:
         """Until each is in this state."""
         until(lambda: all(reader.last(state) for reader in self.each), f"all are {state}", limit_s)
+
+    def until_not_live(self, limit_s: float = 30.0) -> None:
+        """Until each has seen its connection break."""
+        until(lambda: not any(reader.last("live") for reader in self.each), "none is live", limit_s)
 
     def events(self, limit_s: float = 40.0) -> list[dict[str, Any]]:
         """What each read, which is the same."""

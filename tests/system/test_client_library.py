@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from holdfast.client import AsyncClient, Client, Conflict, NotFound
-from tests.system.client_readers import FOLLOWS, Behind, Readers
+from tests.system.client_readers import FOLLOWS, NODE, Behind, Readers
 from tests.system.conftest import DIVER, TICKER
 from tests.system.proxy import CuttingProxy
 from tests.system.reading import ticks
@@ -30,7 +34,9 @@ KEEPALIVE = {"HOLDFAST_KEEPALIVE_S": "1"}
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A server whose keepalives come each second, as `start_system` here gets them, too."""
     env = {"HOLDFAST_SPARE": "false", **KEEPALIVE}
-    with closing(System(tmp_path_factory.mktemp("system"), DIVER, TICKER, env=env)) as system:
+    directory = tmp_path_factory.mktemp("system")
+    shutil.copy(Path(__file__).with_name("agents_asking.py"), directory)
+    with closing(System(directory, DIVER, TICKER, "agents_asking:plain", env=env)) as system:
         yield system
 
 
@@ -103,7 +109,7 @@ def test_a_server_that_is_paused_and_then_dies_is_followed_to_the_end(start_syst
     readers.until_last("live")
     system.until_text(run, "t5 ")
     system.kill()
-    readers.until_last("reconnecting")
+    readers.until_not_live()
     system.start()
     readers.until_last("live")
     system.stop(run)
@@ -142,6 +148,48 @@ def test_everybody_sees_the_stop_of_another_client(system: System):
         client.forget_session("stopped-by-another")
         with pytest.raises(NotFound):
             client.session("stopped-by-another")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("form", ["sync", "async", "javascript"])
+def test_clients_steer_and_decide(system: System, form: str):
+    """A run that waits is handed an input and an answer, and goes on with both, before the eyes of who decided."""
+    url = f"http://127.0.0.1:{system.http.port}"
+    run = system.run("hello", agent="plain")
+    if form == "javascript":
+        if NODE is None:
+            pytest.skip("no node")
+        command = [NODE, Path(__file__).with_name("decider.mjs"), url, run]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
+        assert result.returncode == 0, result.stderr
+        output = json.loads(result.stdout)
+    else:
+        output = decide_sync(url, run) if form == "sync" else anyio.run(decide_async, url, run)
+    assert output == "You said on. yes"
+    assert system.record(run)["state"] == "completed"
+
+
+def decide_sync(url: str, run: str) -> Any:
+    with Client(url) as client:
+        for event in client.follow(run):
+            if event["type"] == "run.waiting":
+                client.steer(run, "on")
+                client.decide(run, [{"call": each["call"], "approve": True} for each in event["requests"]])
+            if event["type"] == "run.completed":
+                return event["output"]
+    return None
+
+
+async def decide_async(url: str, run: str) -> Any:
+    async with AsyncClient(url) as client, client.follow(run) as events:
+        async for event in events:
+            if event["type"] == "run.waiting":
+                await client.steer(run, "on")
+                await client.decide(run, [{"call": each["call"], "approve": True} for each in event["requests"]])
+            if event["type"] == "run.completed":
+                return event["output"]
+    return None
 
 
 @pytest.mark.slow

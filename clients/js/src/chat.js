@@ -86,18 +86,20 @@ export class HoldfastChatTransport {
     const get = { url: `${this.#options.api}/${part(chatId)}/stream`, init: { method: "GET", headers: await this.#headers({}, headers) } };
     const again = (run) => (run ? { ...get, url: `${get.url}?run=${encodeURIComponent(run)}` } : get);
     const stream = new Chunks({ ...this.#wire(chatId), first: get, again });
+    // A resume that takes the place of this one aborts it, too. It begins in the same turn, and then nobody wanted a stop.
+    const stop = () => setTimeout(() => this.#resumes.get(chatId) === turn && this.#stopAfter(chatId, undefined, headers));
+    abortSignal?.addEventListener("abort", stop, { once: true });
     const opening = stream.open();
     try {
-      if (!(await unlessAborted(opening, abortSignal))) return null;
+      if (await unlessAborted(opening, abortSignal)) return stream.readable();
+      abortSignal?.removeEventListener("abort", stop);
+      return null;
     } catch (error) {
+      if (!(error instanceof Aborted)) abortSignal?.removeEventListener("abort", stop);
       opening.catch(() => {});
       stream.leave();
       throw error;
     }
-    // A resume that takes the place of this one aborts it, too. It begins at once, and then nobody wanted a stop.
-    const stop = () => setTimeout(() => this.#resumes.get(chatId) === turn && this.#stopAfter(chatId, undefined, headers));
-    abortSignal?.addEventListener("abort", stop, { once: true });
-    return stream.readable();
   }
 
   /** Stop what is active in a chat; the run's end arrives in its stream. */

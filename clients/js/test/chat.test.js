@@ -199,6 +199,19 @@ test("a resume that replaces another stops nothing; a stop of a resumed stream s
   });
 });
 
+test("a stop while a resume still connects stops the run, too", async () => {
+  const late = (request, response) => setTimeout(() => chunks(ANSWER.slice(0, 1), { then: "stay" })(request, response), 200);
+  await using([late, json({ session: "c1", run: {} }, 202)], async (transport, asked) => {
+    const abort = new AbortController();
+    const resuming = transport.reconnectToStream({ chatId: "c1", abortSignal: abort.signal });
+    await until(() => asked.length === 1);
+    abort.abort();
+    await assert.rejects(resuming, { name: "AbortError" });
+    await until(() => asked.length === 2);
+    assert.equal(paths(asked)[1], "POST /api/chat/c1/stop");
+  });
+});
+
 test("another run in the place of ours ends the message instead of mixing the two", async () => {
   await using([chunks(ANSWER.slice(0, 3), { then: "cut" }), chunks(ANSWER, { run: "r_2" })], async (transport) => {
     const found = await read(await send(transport));
