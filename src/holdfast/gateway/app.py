@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import ai_sdk, events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
+from holdfast.gateway import ag_ui, ai_sdk, events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
 from holdfast.gateway.access import Access
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
@@ -31,6 +31,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sessions_api.OPERATIONS,
     *openai_chat.OPERATIONS,
     *ai_sdk.OPERATIONS,
+    *ag_ui.OPERATIONS,
     *health.OPERATIONS,
     *metrics.OPERATIONS,
     *openapi.OPERATIONS,
