@@ -14,7 +14,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
-from holdfast.gateway import ag_ui, ai_sdk, events, health, metrics, openai_chat, openapi, page, runs, sessions_api, ws
+from holdfast.gateway import (
+    ag_ui,
+    ai_sdk,
+    durable_streams,
+    events,
+    health,
+    metrics,
+    openai_chat,
+    openapi,
+    page,
+    runs,
+    sessions_api,
+    ws,
+)
 from holdfast.gateway.access import Access
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
@@ -23,7 +36,19 @@ from holdfast.telemetry import Log
 
 _PREFLIGHT_S = 600
 # What a page of another origin may read of an answer; the rest its browser hides from it.
-_EXPOSED = ("X-Run-Id", "Location", "Retry-After", "Idempotent-Replayed", "X-Holdfast-Rehearsal", "X-Session-Id")
+_EXPOSED = (
+    "X-Run-Id",
+    "Location",
+    "Retry-After",
+    "Idempotent-Replayed",
+    "X-Holdfast-Rehearsal",
+    "X-Session-Id",
+    "Stream-Next-Offset",
+    "Stream-Up-To-Date",
+    "Stream-Closed",
+    "Stream-Cursor",
+    "ETag",
+)
 
 OPERATIONS: tuple[Operation, ...] = (
     *runs.OPERATIONS,
@@ -32,6 +57,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *openai_chat.OPERATIONS,
     *ai_sdk.OPERATIONS,
     *ag_ui.OPERATIONS,
+    *durable_streams.OPERATIONS,
     *health.OPERATIONS,
     *metrics.OPERATIONS,
     *openapi.OPERATIONS,
