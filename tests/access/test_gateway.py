@@ -33,13 +33,15 @@ BODIES: dict[str, dict[str, Any]] = {
     "PATCH /api/runs/{run}": {"input": "x"},
     "POST /api/runs/{run}/steer": {"input": "x"},
     "POST /api/runs/{run}/decisions": {"decisions": [{"call": "c", "approve": True}]},
+    "POST /ag-ui/{agent}": {"threadId": "s_x", "runId": "x", "messages": [{"role": "user", "content": "x"}]},
 }
+# A chat of somebody else is one in which nothing is active, as is one that never was.
+NOTHING = {"/api/chat/{id}/stream": 204, "/api/chat/{id}/stop": 202}
 
 
 async def ask(here: Site, row: Operation, headers: dict[str, str], run: str = "r_x", session: str = "s_x") -> Any:
-    chat = row.path.startswith("/api/chat/")  # its id is a session's
     path = row.path.replace("{session}", session).replace("{response}", f"resp_{run}")
-    path = re.sub(r"{\w+}", session if chat else run, path)
+    path = re.sub(r"{\w+}", run, path.replace("{id}", session))
     body = BODIES.get(f"{row.method} {row.path}", {"input": "x"} if row.body is not None else None)
     return await here.http.request(row.method, path, headers={**JSON, **headers}, json=body)
 
@@ -87,10 +89,9 @@ async def test_another_tenants_runs_do_not_exist(tmp_path: Path) -> None:
                 continue  # it makes a run of its own, or waits for one
             got = await ask(here, row, stranger, made["id"], made["session"])
             assert "my secret" not in got.text, row.path
-            if row.path == "/api/chat/{id}/stream":
-                assert got.status_code == 204, (row.path, got.text)  # as where nothing is active
-            elif "{" in row.path:
-                assert got.status_code == 404, (row.path, got.text)
+            if "{" in row.path:
+                assert got.status_code == NOTHING.get(row.path, 404), (row.path, got.text)
+                assert made["id"] not in got.text or row.path not in NOTHING
             else:
                 assert got.status_code == 200, (row.path, got.text)
                 assert made["id"] not in got.text, row.path

@@ -108,7 +108,9 @@ async def resume_chat(gate: Gate, request: Request) -> Response:
     """GET /api/chat/{id}/stream: the stream of what is active, from its start; 204 where nothing is."""
     session, tenant = _chat_id(request), tenant_of(request)
     named = request.query_params.get("run")
-    record = await (_named_run(gate, tenant, session, named) if named is not None else _active(gate, tenant, session))
+    record = await (
+        _named_run(gate, tenant, session, named) if named is not None else active_run(gate, tenant, session)
+    )
     if record is None:
         return Response(status_code=204, headers={**STREAM_HEADERS, **_VERSION})
     return await _stream(gate, record, through=record.seq - (record.state is State.WAITING))
@@ -117,7 +119,7 @@ async def resume_chat(gate: Gate, request: Request) -> Response:
 async def stop_chat(gate: Gate, request: Request) -> Response:
     """POST /api/chat/{id}/stop: stop what is active; idempotent."""
     session, tenant = _chat_id(request), tenant_of(request)
-    record = await _active(gate, tenant, session)
+    record = await active_run(gate, tenant, session)
     stopped = None if record is None else await gate.sessions.stop(record.key, BY)
     return answer(StoppedSession(session, None if stopped is None else run_view(stopped)), 202)
 
@@ -127,7 +129,7 @@ async def _decide(gate: Gate, request: Request, body: ChatRequest, last: UIMessa
     record = await _asked(gate, tenant, body.id, last)
     if record is None:
         raise invalid("the last message is the assistant's, and nothing in this chat waits for an answer")
-    waits = await _last_wait(gate, record)
+    waits = await last_wait(gate, record)
     decisions = _decisions(last, {each["call"]: each.get("kind") for each in waits.get("requests", ())})
     if not decisions:
         raise invalid("the last message is the assistant's and answers nothing that its run waits for")
@@ -168,7 +170,7 @@ def _text(message: UIMessage) -> str:
     return "\n".join(parts)
 
 
-async def _active(gate: Gate, tenant: str, session: str) -> RunRecord | None:
+async def active_run(gate: Gate, tenant: str, session: str) -> RunRecord | None:
     """The run to read or to stop: what is active, or what supersedes it."""
     try:
         active = (await gate.sessions.session(tenant, session)).active
@@ -195,10 +197,10 @@ async def _asked(gate: Gate, tenant: str, session: str, message: UIMessage) -> R
     run = (message.id or "").removeprefix(message_id(""))
     if message.id and message.id.startswith(message_id("")) and run:
         return await _named_run(gate, tenant, session, run)
-    return await _active(gate, tenant, session)
+    return await active_run(gate, tenant, session)
 
 
-async def _last_wait(gate: Gate, record: RunRecord) -> dict[str, Any]:
+async def last_wait(gate: Gate, record: RunRecord) -> dict[str, Any]:
     """The last run.waiting of a log, or {}."""
     after, found = 0, dict[str, Any]()
     while after < record.seq:

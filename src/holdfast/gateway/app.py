@@ -15,7 +15,9 @@ from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway import (
+    ag_ui,
     ai_sdk,
+    durable_streams,
     events,
     health,
     metrics,
@@ -35,7 +37,19 @@ from holdfast.telemetry import Log
 
 _PREFLIGHT_S = 600
 # What a page of another origin may read of an answer; the rest its browser hides from it.
-_EXPOSED = ("X-Run-Id", "Location", "Retry-After", "Idempotent-Replayed", "X-Holdfast-Rehearsal", "X-Session-Id")
+_EXPOSED = (
+    "X-Run-Id",
+    "Location",
+    "Retry-After",
+    "Idempotent-Replayed",
+    "X-Holdfast-Rehearsal",
+    "X-Session-Id",
+    "Stream-Next-Offset",
+    "Stream-Up-To-Date",
+    "Stream-Closed",
+    "Stream-Cursor",
+    "ETag",
+)
 
 OPERATIONS: tuple[Operation, ...] = (
     *runs.OPERATIONS,
@@ -44,6 +58,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *openai_chat.OPERATIONS,
     *ai_sdk.OPERATIONS,
     *openai_responses.OPERATIONS,
+    *ag_ui.OPERATIONS,
+    *durable_streams.OPERATIONS,
     *health.OPERATIONS,
     *metrics.OPERATIONS,
     *openapi.OPERATIONS,
