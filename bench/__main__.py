@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "cluster-cpu": (cluster.cpu, 2),
     "redis": (redis.operations, 3),
     "redis-memory": (redis.memory, 1),
+    "redis-herd": (redis.herd, 2),
     "redis-idle": (redis.idle, 1),
     "redis-tokens": (redis.tokens, 2),
 }

@@ -19,8 +19,9 @@ import psutil
 from msgspec.structs import replace
 
 from bench.cost import RATE, _alone
+from holdfast.aio import Owner, settle, wait_event
 from holdfast.domain.runs import Policy, Reason
-from holdfast.ports.store import READY_TOPIC
+from holdfast.ports.store import READY_TOPIC, worker_topic
 from holdfast.stores.redis.store import RedisStore
 from holdfast.testing.build import CALM, new_run, text
 from holdfast.testing.rig import LONG_LEASE_MS, Holder
@@ -33,6 +34,7 @@ BATCH = 20
 EVENTS = 200
 SUBSCRIBERS = (0, 10, 100)
 IDLE_S = 8.0
+IDLE_WORKERS = (2, 20, 200)
 HERD = 40
 SECONDS = 5
 AT_ONCE = 20
@@ -71,7 +73,9 @@ def idle(system: System, rounds: int) -> Table:
             spent = (cluster.cpu_s() - own) / IDLE_S / (1 + workers)
             before, began_at = _info(cluster.redis), time.monotonic()
             for n in range(HERD):
-                cluster.end(cluster.run("!say hi", session=f"{workers}-{n}"))
+                body = {"input": "!say hi", "session": f"{workers}-{n}"}
+                with cluster.http.stream("/api/runs", method="POST", body=body) as response:
+                    response.read()
             after, took = _info(cluster.redis), time.monotonic() - began_at
             run = [(after[i] - before[i] - quiet[i] * took) / HERD for i in range(2)]
             name = f"1 server, {workers} worker{'s' if workers > 1 else ''}"
@@ -86,7 +90,7 @@ def idle(system: System, rounds: int) -> Table:
                 ]
             )
     return (
-        f"idle for {IDLE_S:.0f} s, then {HERD} runs of one word, one after the other, each looked at until it ended",
+        f"idle for {IDLE_S:.0f} s, then {HERD} runs of one word, one after the other, each with a reader",
         rows,
     )
 
@@ -118,6 +122,57 @@ def tokens(system: System, rounds: int) -> Table:
         f"{AT_ONCE} runs of {RATE} tokens/s with a reader each for {SECONDS} s, 2 servers, 2 workers, {rounds} times",
         rows,
     )
+
+
+def herd(system: System, rounds: int) -> Table:
+    """What a run costs beneath many workers that have nothing to do."""
+    with _server(system, "redis-herd") as server:
+        return asyncio.run(_herd(server, rounds))
+
+
+async def _herd(server: RedisServer, rounds: int) -> Table:
+    rows = [["idle workers", "calls for one run", "CPU of Redis for one run", "made to ended p50"]]
+    store = await RedisStore.open(server.url)
+    owner = Owner(lambda *_: None)
+    try:
+        for many in IDLE_WORKERS:
+            ended = asyncio.Event()
+            tasks = [owner.spawn(_work(store, f"{many}-{n}", ended), "worker") for n in range(many)]
+            await asyncio.sleep(1.0)
+            before, walls = _info(server), []
+            for n in range(rounds * HERD):
+                began = time.perf_counter()
+                ended.clear()
+                await store.create(new_run(f"{many}-{n}"))
+                assert await wait_event(ended, 5.0), "nobody took the run"
+                walls.append(time.perf_counter() - began)
+            after = _info(server)
+            calls, cpu = ((after[i] - before[i]) / len(walls) for i in range(2))
+            rows.append([str(many), f"{calls:.1f}", f"{cpu * 1e6:.0f} us", f"{median(walls) * 1e3:.1f} ms"])
+            for task in tasks:
+                task.cancel()
+            await settle(tasks, 5.0)
+    finally:
+        await owner.close(5.0)
+        await store.close()
+    return (
+        f"create, claim, start, finish, of {rounds * HERD} runs one after the other; workers that only wait for wakes",
+        rows,
+    )
+
+
+async def _work(store: RedisStore, name: str, ended: asyncio.Event) -> None:
+    """As a worker does, without an agent, and without asking each second."""
+    with store.subscribe(worker_topic(READY_TOPIC, name)) as wake:
+        while True:
+            claims = await store.claim(name, 16, LONG_LEASE_MS)
+            for claim in claims:
+                holder = Holder(store, claim)
+                await holder.start()
+                await holder.finish()
+                ended.set()
+            if not claims:
+                await wake.wait(60.0)
 
 
 async def _operations(server: RedisServer, rounds: int) -> Table:

@@ -332,8 +332,24 @@ async def test_admission_is_refused_with_the_limit_named(tmp_path: Path) -> None
     async with site(tmp_path, runs_active=1) as here:
         await here.run()
         got = await here.http.post("/api/runs", json={"input": "x"})
-        assert "runs_active" in refused(got, 503, "overloaded")["detail"]
+        problem = refused(got, 503, "overloaded")
+        assert "runs_active = 1 is reached" in problem["detail"]
+        assert (problem["cap"], problem["limit"], problem["retry_after_s"]) == ("runs_active", 1, 1)
         assert got.headers["retry-after"] == "1"
+
+
+async def test_a_cap_of_the_tenant_is_told_in_both_shapes(tmp_path: Path) -> None:
+    """429: it is the tenant's own runs that are in the way, and the SDKs of OpenAI know when to come again."""
+    async with site(tmp_path, tenant_runs_active=1) as here:
+        first = await here.run()
+        problem = refused(await here.http.post("/api/runs", json={"input": "x"}), 429, "rate_limited")
+        assert (problem["cap"], problem["limit"]) == ("tenant_runs_active", 1)
+        body = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
+        got = await here.http.post("/v1/chat/completions", json=body)
+        assert (got.status_code, got.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert int(got.headers["retry-after"]) >= 1
+        assert (await here.http.post(f"/api/runs/{first['id']}/stop")).status_code == 202
+        assert (await here.http.post("/api/runs", json={"input": "x"})).status_code == 201
 
 
 async def test_a_store_that_does_not_answer_is_said(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
