@@ -1,6 +1,6 @@
 """A deployment of several processes on one Redis, and the figures that are said at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,45 @@ from tests.system.support import FULL
 HERE = Path(__file__).parent
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 FIGURES: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
-Deploy = Callable[..., Cluster]
+FAILED: pytest.StashKey[bool] = pytest.StashKey()
 
 
-def deploy_in(directory: Path, stack: ExitStack, *options: str, **more: Any) -> Cluster:
-    redis = RedisServer(directory, *(options or DURABLE))
-    stack.callback(redis.close)
-    redis.start()
-    return stack.enter_context(closing(Cluster(directory, redis, **more)))
+class Shared:
+    """One deployment for the tests of this directory; whoever leaves it broken makes the next one start anew."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._cluster: Cluster | None = None
+
+    def get(self, directory: Callable[[], Path]) -> Cluster:
+        if self._cluster is None:
+            where = directory()
+            redis = RedisServer(where, *DURABLE)
+            self._stack.callback(redis.close)
+            redis.start()
+            self._cluster = self._stack.enter_context(closing(Cluster(where, redis)))
+        return self._cluster
+
+    def close(self) -> None:
+        self._cluster = None
+        self._stack.close()
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One deployment for all tests of a module; each leaves everybody running."""
-    with ExitStack() as stack:
-        yield deploy_in(tmp_path_factory.mktemp("cluster"), stack)
+SHARED = Shared()
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """Two servers, two workers and a Redis; each test leaves everybody running."""
+    return SHARED.get(lambda: tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """With the last test here, or after one that failed, everybody ends."""
+    last = nextitem is None or HERE not in nextitem.path.parents
+    if HERE in item.path.parents and (last or item.stash.get(FAILED, False)):
+        SHARED.close()
 
 
 @pytest.fixture
@@ -49,6 +73,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
     if report.failed and HERE in item.path.parents:
+        item.stash[FAILED] = True
         cluster = getattr(item, "funcargs", {}).get("cluster")
         if cluster is not None:
             report.sections.append(("what the processes said", cluster.logs()))
