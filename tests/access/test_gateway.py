@@ -234,7 +234,7 @@ async def test_keys_that_cannot_be_read_are_said_and_the_old_ones_hold(
         assert "line 1 is not name:key" in part["why"]
         path.write_text(f"alice:{ALICE}\n")
         assert (await http.get("/api/runs", headers=bearer(ALICE))).status_code == 200
-        assert "access" not in (await http.get("/readyz")).json()["parts"]
+        assert "access" not in (await http.get("/readyz", headers=bearer(ALICE))).json()["parts"]
 
 
 async def test_what_is_logged_holds_no_key(tmp_path: Path) -> None:
