@@ -29,7 +29,7 @@ demo: install ## Start the server with the bundled rehearsal model and a page to
 ##@ Check
 
 .PHONY: check
-check: format-check lint layers types test ## All that CI runs: the five below
+check: format-check lint layers types bandit test ## All that CI runs: the six below
 
 .PHONY: format-check
 format-check: install ## Say which files `make format` would change
@@ -46,6 +46,10 @@ layers: install ## import-linter: arrows between packages point down
 .PHONY: types
 types: install ## mypy, strict in src
 	$(BIN)/mypy
+
+.PHONY: bandit
+bandit: install ## bandit: calls that an attacker may use, each answered in its line
+	$(BIN)/bandit -q -r -c pyproject.toml src
 
 .PHONY: test
 test: install system-packages ## pytest, without the chaos suite
@@ -68,6 +72,10 @@ bench: install ## Measure latency, throughput and what comes back to baseline
 .PHONY: faults
 faults: install ## Try every fault of a model against every limit, and rewrite the table of docs/faults.md
 	$(BIN)/python -m tests.system.faults
+
+.PHONY: audit
+audit: install ## Ask PyPI for known vulnerabilities of what constraints.txt pins (needs its service)
+	@$(BIN)/python scripts/audit.py
 
 ##@ Tend
 

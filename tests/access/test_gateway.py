@@ -234,12 +234,12 @@ async def test_keys_that_cannot_be_read_are_said_and_the_old_ones_hold(
     ):
         path.write_text("alice\n")
         assert (await http.get("/api/runs", headers=bearer(ALICE))).status_code == 200
-        part = (await http.get("/readyz")).json()["parts"]["access"]
+        part = (await http.get("/readyz", headers=bearer(ALICE))).json()["parts"]["access"]
         assert part["ok"] is True
         assert "line 1 is not name:key" in part["why"]
         path.write_text(f"alice:{ALICE}\n")
         assert (await http.get("/api/runs", headers=bearer(ALICE))).status_code == 200
-        assert "access" not in (await http.get("/readyz")).json()["parts"]
+        assert "access" not in (await http.get("/readyz", headers=bearer(ALICE))).json()["parts"]
 
 
 async def test_what_is_logged_holds_no_key(tmp_path: Path) -> None:

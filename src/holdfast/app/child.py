@@ -24,7 +24,7 @@ import msgspec
 import uvloop
 
 from holdfast.agents.synthetic import SyntheticAgent
-from holdfast.aio import Owner, wait_event
+from holdfast.aio import Owner, settle, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, observe, own_logging, worker_facts
@@ -44,6 +44,7 @@ _OPEN_AGAIN_S: Final = 0.5
 _ORPHAN_S: Final = 1.5
 _ORPHANED: Final = 70
 _BROKEN: Final = 71
+_LEFT_S: Final = 0.5
 _POLL_MS: Final = 60_000
 
 
@@ -214,6 +215,16 @@ def _not_meant(number: int, frame: FrameType | None) -> None:
     """The gateway has it too, and says what is to be done."""
 
 
+async def _bounded(child: Child) -> int:
+    """Its whole life, and half a second for what it leaves behind: the process ends, whatever is still there."""
+    code = await child.run()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await settle(left, _LEFT_S)
+    return code
+
+
 def main() -> None:
     """Run until the supervisor says so, or is gone."""
     guard_prints(stdout=True)
@@ -229,8 +240,8 @@ def main() -> None:
     os.set_blocking(reports, False)
     watch = threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True)
     watch.start()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(Child(orders, reports, board).run())
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)  # not closed: that would wait for what ignores its end
+    code = runner.run(_bounded(Child(orders, reports, board)))
     Log().flush()
     sys.stderr.flush()
     os._exit(code)  # a tool's thread that does not end must not keep the process

@@ -58,7 +58,7 @@ class Guard:
         theirs, ours = os.pipe()
         try:
             # A session of its own: what is sent to our group, from a terminal or by a kill, is not meant for it.
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # our own script  # nosec B603
                 [sys.executable, "-I", "-S", str(_SCRIPT)],
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,

@@ -57,7 +57,7 @@ class WorkerProcess:
             # Ctrl-C goes to every process of the terminal: held back until the child has said that it is not meant.
             held_back = signal.pthread_sigmask(signal.SIG_BLOCK, GATEWAYS_SIGNALS)
             theirs.callback(signal.pthread_sigmask, signal.SIG_SETMASK, held_back)
-            self._popen = subprocess.Popen(
+            self._popen = subprocess.Popen(  # our own module  # nosec B603
                 [sys.executable, "-m", "holdfast.app.child", *map(str, theirs_to_keep)],
                 pass_fds=theirs_to_keep,
                 env=_without_secrets(os.environ),

@@ -135,8 +135,7 @@ def _hopeless(report: Startup) -> bool:
 
 async def _refuse(settings: Settings, report: Startup, log: Log, signals: Signals) -> None:
     """Answer everybody that the start failed, until it is to be tried again."""
-    keyless = make_access(settings, log).keyless
-    app = RefusingApp(settings, version(settings), report.document(), report.summary(), keyless=keyless)
+    app = RefusingApp(settings, version(settings), report.document(), report.summary(), make_access(settings, log))
     server = Server(app, settings.host, settings.port, connections=settings.connections, log=log)
     try:
         await server.start()

@@ -26,6 +26,7 @@ from holdfast.telemetry import Log
 _START_S: Final = 10.0
 _END_S: Final = 5.0
 _DRAIN_EXTRA_S: Final = 10.0
+_LEFT_S: Final = 0.5
 _INSPECT_S: Final = 0.5
 
 
@@ -157,14 +158,16 @@ class WorkerThread:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._main())
+            runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+            if runner.run(self._main()):
+                runner.close()  # else it would wait for what ignores its end
         except BaseException as error:  # noqa: BLE001 - the thread's last word; readiness sees that it is gone
             self._log.write("worker_thread_died", worker=self.name, error=repr(error))
         finally:
             self._started.set()
 
-    async def _main(self) -> None:
+    async def _main(self) -> bool:
+        """The worker's life; whether nothing of it is left on the loop."""
         assert self._worker is not None  # noqa: S101 - set by `start`
         assert self._board is not None  # noqa: S101 - as above
         self._loop = asyncio.get_running_loop()
@@ -176,3 +179,7 @@ class WorkerThread:
             if self._served is not None:
                 owner = Owner(lambda name, error: self._log.write("task_failed", task=name, error=repr(error)))
                 await settle([owner.spawn(self._served.aclose(), "close models")], 1.0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        return not await settle(left, _LEFT_S)

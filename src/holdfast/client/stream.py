@@ -81,7 +81,7 @@ class Backoff(NamedTuple):
     def wait_s(self, failures: int) -> float:
         """How long to wait after the n-th failure in a row: between half of the step and all of it."""
         step = min(self.max_s, self.first_s * 2.0 ** min(failures - 1, 16))
-        return step * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
+        return step * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing  # nosec B311
 
 
 class Place:

@@ -6,6 +6,7 @@ but the open ones carries a key or a token; what it names of another tenant's do
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import time
@@ -26,6 +27,7 @@ from holdfast.telemetry import Log
 OPEN: Final = frozenset({"/", "/livez", "/readyz", "/startupz", "/health", "/version", "/openapi.json", "/docs"})
 
 _READS: Final = frozenset({"GET", "HEAD"})
+_KNOWS_S: Final = 0.15  # a key set that must be fetched may take longer, and probes may not
 _SECRET_MAX: Final = 16_384
 _BEARER: Final = "bearer."  # a WebSocket's subprotocol that carries a key, for browsers, which can set no header
 
@@ -112,6 +114,14 @@ class Access:
         scopes = SCOPES if claims.scopes is None else SCOPES & claims.scopes
         return Identity(claims.subject, claims.tenant, scopes, claims.until)
 
+    async def knows(self, connection: HTTPConnection) -> bool:
+        """Whether somebody may read more than strangers do: of what is open, the reasons."""
+        try:
+            async with asyncio.timeout(_KNOWS_S):
+                return READ in (await self.admit(connection)).scopes
+        except (HoldfastError, TimeoutError):
+            return False
+
     def ended(self, who: Identity) -> str:
         """Why somebody who was admitted would not be now, or ""."""
         if who.until is not None and time.time() >= who.until:
@@ -150,10 +160,16 @@ def scope_of(method: str) -> str:
 
 def identity_of(connection: HTTPConnection) -> Identity:
     """Who was admitted; whoever is asked before that is nobody."""
-    found: Any = connection.scope.get("holdfast.identity")
-    if not isinstance(found, Identity):
+    found = identified(connection.scope)
+    if found is None:
         raise refused("the request was not admitted")
     return found
+
+
+def identified(scope: Any) -> Identity | None:
+    """Who was admitted with this request, or None."""
+    found = scope.get("holdfast.identity")
+    return found if isinstance(found, Identity) else None
 
 
 def remember(scope: Any, who: Identity) -> None:
@@ -194,6 +210,7 @@ __all__ = [
     "BadKeys",
     "Identity",
     "check_scope",
+    "identified",
     "identity_of",
     "remember",
     "scope_of",

@@ -19,6 +19,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import encode_json
 from holdfast.domain.ids import EventId, RunKey, parse_event_id
 from holdfast.domain.runs import State
+from holdfast.gateway.access import Identity, identified
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import document
 from holdfast.gateway.readers import Reader, pages
@@ -80,7 +81,7 @@ class Encoder(Protocol):
         ...
 
     def notice(self, kind: str, fields: dict[str, Any]) -> bytes:
-        """What is said about the log and is not in it: resync, gone, unavailable."""
+        """What is said about the log and is not in it: resync, gone, unavailable, unauthorized."""
         ...
 
 
@@ -235,13 +236,13 @@ class LogStream(Response):
         with self._around or (self._gate.listening(self._key) if self._listens else nullcontext()):
             on_gone, resumes = self._gone if self._listens else None, self._resumes and not self._listens
             async with Reader(self._gate, scope, receive, on_gone, resumes=resumes) as reader:
-                await self._pump(reader, send)
+                await self._pump(reader, send, identified(scope))
                 whole = True
         if not reader.gone:
             cut = b"" if whole or self._resumes else self._encoder.notice("unavailable", document(CLOSING))
             await send({"type": "http.response.body", "body": cut})
 
-    async def _pump(self, reader: Reader, send: Send) -> None:
+    async def _pump(self, reader: Reader, send: Send, who: Identity | None) -> None:
         encoder, page, resync = self._encoder, self._opening.page, self._opening.resync
         said = encoder.notice("resync", resync) if resync else b""
         await reader.write(send, encoder.begin() + said + encoder.page(page))
@@ -249,10 +250,10 @@ class LogStream(Response):
             return
         clock = asyncio.get_running_loop().time
         written = clock()
-        async with aclosing(pages(self._gate, self._key, page.first + len(page.events) - 1)) as tail:
+        async with aclosing(pages(self._gate, self._key, page.first + len(page.events) - 1, who)) as tail:
             async for found in tail:
                 if isinstance(found, HoldfastError):
-                    kind = "gone" if found.code == "gone" else "unavailable"
+                    kind = found.code if found.code in ("gone", "unauthorized") else "unavailable"
                     await reader.write(send, encoder.notice(kind, document(found)))
                     return
                 body = encoder.page(found) if found.events else b""

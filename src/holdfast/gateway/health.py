@@ -1,4 +1,8 @@
-"""Is it up, can it take a run, how did it start: each answered within a second, whatever the parts do."""
+"""Is it up, can it take a run, how did it start: each answered within a second, whatever the parts do.
+
+Load balancers have no key, so all of it is open. With keys, whoever has none is told whether, and not why: reasons name
+addresses, models and files.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +31,19 @@ async def readyz(gate: Gate, request: Request) -> Response:
     if gate.closing:
         parts = {**found.get("parts", {}), "server": {"ok": False, "why": "draining"}}
         found = {**found, "ready": False, "parts": parts}
+    if not await gate.access.knows(request):
+        return unready(None) if not found.get("ready") else answer({"ready": True})
     if found.get("ready"):
         return answer(found)
     parts = found.get("parts", {})
     missing = [f"{name}: {part.get('why', '?')}" for name, part in parts.items() if not part.get("ok")]
-    error = HoldfastError("not_ready", "; ".join(missing) or "not ready")
-    response = answer({**found, **document(error)}, 503, {"Retry-After": "1"})
+    return unready(found, "; ".join(missing))
+
+
+def unready(found: dict[str, Any] | None, why: str = "", retry_after_s: int = 1) -> Response:
+    """503: with `found`, the parts and why; without, to strangers, that it is so."""
+    error = HoldfastError("not_ready", why or "not ready", remedy=None if found else "ask with a key for the reasons")
+    response = answer({**(found or {"ready": False}), **document(error)}, 503, {"Retry-After": str(retry_after_s)})
     response.headers["content-type"] = PROBLEM_TYPE
     return response
 
@@ -40,11 +51,17 @@ async def readyz(gate: Gate, request: Request) -> Response:
 async def startupz(gate: Gate, request: Request) -> Response:
     """GET /startupz: the phases of the start with their durations."""
     found = gate.startup()
+    if not await gate.access.knows(request):
+        found = {"started": found.get("started", True)}
     return answer(found, 200 if found.get("started", True) else 503)
 
 
 async def health(gate: Gate, request: Request) -> Response:
     """GET /health: a summary for people; 200 as long as it can be asked."""
+    if not await gate.access.knows(request):
+        ready, _ = await gate.ready.answer()
+        is_ready = bool(ready and ready.get("ready")) and not gate.closing
+        return answer({"status": "ok" if is_ready else "degraded", "ready": is_ready})
     (ready, why), (store, store_why) = await ask_all(gate.owner, gate.ready, gate.store)
     is_ready = bool(ready and ready.get("ready"))
     return answer(

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from holdfast.domain.errors import HoldfastError, StoreUnavailable
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import State
+from holdfast.gateway.access import Identity
 from holdfast.gateway.gate import Gate
 from holdfast.ports.store import Page, Status
 
@@ -123,10 +124,13 @@ class Reader:
             abort()
 
 
-async def pages(gate: Gate, key: RunKey, after: int) -> AsyncGenerator[Page | HoldfastError, None]:
+async def pages(
+    gate: Gate, key: RunKey, after: int, who: Identity | None = None
+) -> AsyncGenerator[Page | HoldfastError, None]:
     """Pages after `after`, live, until the terminal event, or the error that ends the reading.
 
-    While the store does not answer, empty pages come, for at most store_outage_s.
+    While the store does not answer, empty pages come, for at most store_outage_s. With `who`, the reading ends when its
+    token does, or when its key is withdrawn: pages come each second, and no later than that it is seen.
     """
     loop = asyncio.get_running_loop()
     failing_since: float | None = None
@@ -135,6 +139,9 @@ async def pages(gate: Gate, key: RunKey, after: int) -> AsyncGenerator[Page | Ho
             async with aclosing(gate.sessions.tail(key, after)) as tail:
                 async for page in tail:
                     failing_since = None
+                    if who is not None and (ended := gate.access.ended(who)):
+                        yield HoldfastError("unauthorized", ended, run=key.run)
+                        return
                     if page.status is not Status.OK:
                         yield HoldfastError("gone", f"the log of run {key.run} was deleted", run=key.run)
                         return

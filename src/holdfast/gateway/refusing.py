@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
+from holdfast.gateway.access import Access
 from holdfast.gateway.guards import check_local
 from holdfast.gateway.problems import PROBLEM_TYPE, document, respond
 from holdfast.gateway.routes import answer
@@ -33,7 +35,7 @@ class RefusingApp:
     readers: Final = 0
 
     def __init__(
-        self, settings: Settings, version: Mapping[str, Any], report: dict[str, Any], why: str, *, keyless: bool
+        self, settings: Settings, version: Mapping[str, Any], report: dict[str, Any], why: str, access: Access
     ) -> None:
         """Take what is answered.
 
@@ -42,7 +44,7 @@ class RefusingApp:
             version: Answered by /version.
             report: The phases of the start.
             why: What failed, in one line.
-            keyless: Whether Host and Origin have to be local, as without keys.
+            access: Who may enter. Without keys Host and Origin have to be local; with them strangers are not told why.
         """
         self.settings = settings
         self._version = version
@@ -53,7 +55,8 @@ class RefusingApp:
             remedy="see /startupz for each phase, mend what failed; it is tried again by itself",
             retry_after_s=RETRY_AFTER_S,
         )
-        self._keyless = keyless
+        self._access = access
+        self._stranger = HoldfastError("not_ready", "the server could not start", retry_after_s=RETRY_AFTER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; a WebSocket is refused before it opens."""
@@ -61,18 +64,20 @@ class RefusingApp:
             raise RuntimeError(f"the gateway serves http and websocket, not {scope['type']}")
         path = scope["path"]
         try:
-            if self._keyless:
+            if self._access.keyless:
                 check_local(Headers(scope=scope))
-            response = self._answer(path)
+            response = self._answer(path, known=await self._access.knows(HTTPConnection(scope)))
         except HoldfastError as error:
             response = respond(error, path)
         await response(scope, receive, send)
 
-    def _answer(self, path: str) -> Response:
+    def _answer(self, path: str, *, known: bool) -> Response:
         if path == _LIVE:
             return answer({"status": "up"})
         if path == _VERSION:
             return answer(self._version)
+        if not known:
+            return respond(self._stranger, path)
         if path == _METRICS:
             return Response(refusing(self._version).render(), media_type=CONTENT_TYPE)
         if path not in _REPORTS:

@@ -208,7 +208,7 @@ def _retry_in(route: Route, error: Exception, attempt: int) -> float | None:
         return None
     wait_s = error.retry_after if isinstance(error, ModelAPIError) else None
     if wait_s is None:
-        wait_s = BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+        wait_s = BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)  # noqa: S311 - no secret  # nosec B311
     wait_s = max(0.0, wait_s)
     scope = current_scope()
     if scope is not None and asyncio.get_running_loop().time() + wait_s >= scope.deadline:

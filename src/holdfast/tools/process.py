@@ -221,7 +221,7 @@ def _start(program: Program, limits: ProcessLimits) -> tuple[Group, list[Pipe]]:
             passed = [there, reads[-1][1]]
         numbers = [str(fd) for fd in passed]
         arguments = [str(reports_there), str(stdin_there), ",".join(numbers) or "-", str(limits.kill_s)]
-        popen = subprocess.Popen(
+        popen = subprocess.Popen(  # arguments, no shell  # nosec B603
             [sys.executable, "-I", "-S", str(SHIM), *arguments, *program.argv, *numbers],
             stdin=orders_there,
             stdout=reads[0][1],

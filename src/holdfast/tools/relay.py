@@ -122,7 +122,7 @@ class Relay:
     def run(self) -> int:
         """Relay until either side ends; the exit code."""
         try:
-            server = subprocess.Popen(
+            server = subprocess.Popen(  # arguments, no shell  # nosec B603
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

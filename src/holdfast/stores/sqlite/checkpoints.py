@@ -27,6 +27,7 @@ _SLEEP_S: Final = 30.0
 _HOLD_MS: Final = 100  # how long TRUNCATE waits for others, while writers may wait for it
 _IDLE_S: Final = 5.0
 _IDLE_FRAMES: Final = 64  # fewer new frames in that time: nobody waits for the disk
+_FORGET_S: Final = 1.0  # between two tries to empty a WAL of what was deleted
 _TRUNCATE_BYTES: Final = 1_000_000
 _JOIN_S: Final = 2.0
 _HEADER: Final = 32
@@ -72,6 +73,7 @@ class Checkpoints:
         self._conn: sqlite3.Connection | None = None
         self._written = threading.Event()
         self._ending = False
+        self._forgets = False  # something was deleted, and the WAL may still hold it
         self._base = (0.0, 0)  # since when fewer than _IDLE_FRAMES were written, and at which length
         self._thread = threading.Thread(target=self._work, name="holdfast-checkpoints", daemon=True)
         self._thread.start()
@@ -80,6 +82,11 @@ class Checkpoints:
         """Something was written; free of cost."""
         if not self._written.is_set():
             self._written.set()
+
+    def forget(self) -> None:
+        """Something was deleted for good: empty the WAL soon, however short it is, as it holds what was there."""
+        self._forgets = True
+        self._written.set()
 
     def close(self) -> None:
         """End the thread; bounded."""
@@ -93,7 +100,8 @@ class Checkpoints:
 
     def _work(self) -> None:
         while not self._ending:
-            if self._written.wait(_SLEEP_S) and not self._ending:
+            written = self._written.wait(_FORGET_S if self._forgets else _SLEEP_S)
+            if (written or self._forgets) and not self._ending:
                 self._written.clear()
                 with suppress(sqlite3.Error, StoreError, OSError):  # the disk's trouble: the writer tells of it
                     self._look()
@@ -112,13 +120,19 @@ class Checkpoints:
             self._base = (now, 0)
             self._run("TRUNCATE")
             return
+        if self._forgets and self._may():
+            busy, _, _ = self._run("TRUNCATE")
+            self._forgets = bool(busy)  # a reader is in it: tried again
+            return
         if frames >= _FRAMES and self._may():
             self._run("PASSIVE")
             if frames >= _FRAMES_MAX:
                 self._catch_up()
 
-    def _run(self, mode: str) -> None:
-        self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    def _run(self, mode: str) -> tuple[int, int, int]:
+        """Whether it was held up, how many frames there are, how many of them are copied."""
+        busy, there, copied = self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        return busy, there, copied
 
     def _connection(self) -> sqlite3.Connection:
         if self._conn is None:

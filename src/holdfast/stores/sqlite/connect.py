@@ -38,6 +38,7 @@ def connect(path: str, *, readonly: bool = False) -> sqlite3.Connection:
         )
         conn.row_factory = sqlite3.Row
         conn.execute("PRAGMA synchronous = FULL")
+        conn.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten, and not left in free pages
         if path != MEMORY:
             conn.execute("PRAGMA journal_mode = WAL")
             conn.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES_MAX}")

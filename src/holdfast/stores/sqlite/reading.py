@@ -67,7 +67,7 @@ def list_runs(tx: Tx, tenant: str, session: str | None, state: State | None, lim
         clauses.append("n < coalesce((SELECT n FROM runs WHERE tenant = ? AND id = ?), 0)")
         values += [tenant, after]
     rows = tx.all(
-        f"SELECT * FROM runs WHERE {' AND '.join(clauses)} ORDER BY n DESC LIMIT ?",  # noqa: S608 - fixed clauses
+        f"SELECT * FROM runs WHERE {' AND '.join(clauses)} ORDER BY n DESC LIMIT ?",  # noqa: S608 - fixed clauses  # nosec B608
         *values,
         limit,
     )

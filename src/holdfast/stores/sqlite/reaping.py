@@ -42,7 +42,7 @@ def due(tx: Tx, limit: int, grace_ms: int) -> list[Due]:
     for trigger, timer, graced in TIMERS:
         column = f"{timer}_due"
         rows = tx.all(
-            f"SELECT * FROM runs WHERE {column} <= ?1 AND ({column} <= ?2 OR state <> 'running') "  # noqa: S608 - a name of TIMERS
+            f"SELECT * FROM runs WHERE {column} <= ?1 AND ({column} <= ?2 OR state <> 'running') "  # noqa: S608 - of TIMERS  # nosec B608
             f"ORDER BY {column} LIMIT ?3",
             tx.now,
             tx.now - (grace_ms if graced else 0),

@@ -59,7 +59,7 @@ def delete_session(tx: Tx, tenant: str, session: str, by: str) -> Status:
         session,
     )
     rows = tx.all(
-        f"SELECT * FROM runs WHERE tenant = ? AND session = ? AND {LIVE} ORDER BY slot, rank",  # noqa: S608 - a constant
+        f"SELECT * FROM runs WHERE tenant = ? AND session = ? AND {LIVE} ORDER BY slot, rank",  # noqa: S608 - a constant  # nosec B608
         tenant,
         session,
     )

@@ -321,7 +321,9 @@ class SqliteStore:
 
     async def delete_session(self, tenant: str, session: str, by: str) -> Status:
         """See the port."""
-        return await self._writer.do("delete_session", lambda tx: sessions.delete_session(tx, tenant, session, by))
+        done = await self._writer.do("delete_session", lambda tx: sessions.delete_session(tx, tenant, session, by))
+        self._forget()
+        return done
 
     async def workers(self) -> list[WorkerRecord]:
         """See the port."""
@@ -360,11 +362,19 @@ class SqliteStore:
     async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
         """See the port."""
         marked = await self._writer.do("sweep", lambda tx: sweeping.mark(tx, older_than_ms, bytes_max, limit))
+        deleted = False
         for _ in range(_SWEEP_STEPS_MAX):
             if not await self._writer.do("sweep", sweeping.delete_some):
                 break
+            deleted = True
+        if deleted:
+            self._forget()
         await self._writer.do("sweep", lambda tx: sweeping.bury(tx, older_than_ms, limit))
         return marked
+
+    def _forget(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.forget()
 
     def subscribe(self, topic: str) -> AbstractContextManager[Wake]:
         """See the port."""

@@ -24,7 +24,7 @@ def hand_over(tx: Tx, row: sqlite3.Row, *, cut_off: bool) -> list[Ended]:
     if not row["slot"]:  # no run begins because of it
         return _take(tx, tx.all("SELECT * FROM runs WHERE n = ?", row["n"]))
     live = tx.one(
-        f"SELECT 1 FROM runs WHERE tenant = ? AND session = ? AND {LIVE} LIMIT 1",  # noqa: S608 - a constant
+        f"SELECT 1 FROM runs WHERE tenant = ? AND session = ? AND {LIVE} LIMIT 1",  # noqa: S608 - a constant  # nosec B608
         row["tenant"],
         row["session"],
     )
