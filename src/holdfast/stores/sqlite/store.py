@@ -318,6 +318,10 @@ class SqliteStore:
         """See the port."""
         return await self._writer.do("delete_session", lambda tx: sessions.delete_session(tx, tenant, session, by))
 
+    async def forget(self, key: RunKey) -> Status:
+        """See the port."""
+        return await self._writer.do("forget", lambda tx: sweeping.forget(tx, key))
+
     async def workers(self) -> list[WorkerRecord]:
         """See the port."""
         return await self._read("workers", reading.workers)
