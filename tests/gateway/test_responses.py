@@ -213,6 +213,29 @@ async def test_a_chain_is_a_session_and_a_fork_is_a_copy(here: Site, client: ope
     ]  # fmt: skip
 
 
+async def test_a_deleted_response_is_forgotten(here: Site, client: openai.AsyncOpenAI) -> None:
+    """Neither its log, nor its record, nor what it left in the conversation can be read; what works is stopped."""
+    first, _ = await asyncio.gather(client.responses.create(model="any", input="secret"), said(here, "a1"))
+    session = (await record(here, first)).session
+    second, _ = await asyncio.gather(
+        client.responses.create(model="any", input="q2", previous_response_id=first.id), said(here, "a2")
+    )
+    await client.responses.delete(first.id)
+    for asked in (client.responses.retrieve(first.id), client.responses.delete(first.id)):
+        with pytest.raises(openai.NotFoundError):
+            await asked
+    run = first.id.removeprefix("resp_")
+    assert (await here.http.get(f"/api/runs/{run}/events")).status_code == 410
+    assert "secret" not in (await here.http.get(f"/api/sessions/{session}")).text
+    assert (await client.responses.retrieve(second.id)).output_text == "a2"
+    works = await client.responses.create(model="any", input="hi", background=True)
+    holder = await here.claim()
+    await holder.start()
+    await asyncio.gather(client.responses.delete(works.id), here.obey(holder))
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(works.id)
+
+
 async def said(here: Site, text: str) -> Holder:
     holder = await here.claim()
     await holder.say(text)

@@ -13,6 +13,7 @@ AT_THE_LIMIT = {
     "delete_session",
     "disown",
     "finish",
+    "forget",
     "listen",
     "reap",
     "release",

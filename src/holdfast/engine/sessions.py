@@ -241,6 +241,17 @@ class Sessions:
         await self.session(tenant, session)
         await self._store.delete_session(tenant, session, by)
 
+    async def forget_run(self, key: RunKey, by: str, limit_s: float) -> None:
+        """Stop a run if it works, wait for its end, and forget it: its log, and what it left in its session."""
+        record = await self.stop(key, by)
+        if not record.state.terminal:
+            record = await self.wait(key, limit_s)
+        status = await self._store.forget(key)
+        if status is Status.BUSY:
+            raise HoldfastError("not_ready", f"run {key.run} was told to stop and has not ended", retry_after_s=1)
+        if status is not Status.OK:
+            raise HoldfastError("unknown_run", f"no run {key.run}", run=key.run)
+
     async def read(self, key: RunKey, after: int, limit: int, epoch: int | None = None) -> Page:
         """A page of a log; unknown_run or gone are raised."""
         return self._served(key, await self._store.read(key, after, limit, epoch))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import aclosing, nullcontext
 from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -36,6 +37,14 @@ PROTOCOL: Final = "openai.responses"
 _CANCEL_MARGIN_S: Final = 1.5  # above the grace: by then a stopped run has its end, whatever it does
 _PAGE_EVENTS: Final = 500
 _NUMBER_DIGITS: Final = 15
+
+
+class Deleted(msgspec.Struct):
+    """A response that was forgotten."""
+
+    id: str
+    object: str = "response"
+    deleted: bool = True
 
 
 class WholeResponse(Response):
@@ -140,6 +149,13 @@ async def cancel_response(gate: Gate, request: Request) -> Response:
     if not record.state.terminal:
         record = await gate.sessions.wait(key, gate.settings.stop_grace_s + _CANCEL_MARGIN_S)
     return answer(await _folded(gate, record), headers=_named(record))
+
+
+async def delete_response(gate: Gate, request: Request) -> Response:
+    """DELETE /v1/responses/{response}: stop it if it works, then forget its log and what it left in its session."""
+    key = response_key(request)
+    await gate.sessions.forget_run(key, BY, gate.settings.stop_grace_s + _CANCEL_MARGIN_S)
+    return answer(Deleted(PREFIX + key.run))
 
 
 def response_key(request: Request) -> RunKey:
@@ -247,6 +263,14 @@ OPERATIONS = (
             ),
         ),
         errors=("unknown_run", "gone", "invalid_request"),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/responses/{response}",
+        delete_response,
+        "Stop a response if it works, and forget it",
+        (Answer(200, "It is forgotten", Deleted),),
+        errors=("unknown_run", "not_ready", "invalid_request"),
     ),
     Operation(
         "POST",

@@ -288,6 +288,10 @@ class RunStore(Protocol):
         """Forget a session: stop its runs, drop its history, mark its logs gone. A later create begins anew."""
         ...
 
+    async def forget(self, key: RunKey) -> Status:
+        """Drop an ended run from its session's history and mark its log gone: OK, BUSY (not ended), GONE, UNKNOWN."""
+        ...
+
     async def workers(self) -> list[WorkerRecord]:
         """The workers that reported in the last minute."""
         ...

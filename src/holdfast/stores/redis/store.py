@@ -338,6 +338,11 @@ class RedisStore:
         (status,) = await self._ends.step("delete_session", tenant, session, by)
         return Status(status.decode())
 
+    async def forget(self, key: RunKey) -> Status:
+        """See the port."""
+        (status,) = await self._link.call("forget", uid(key))
+        return Status(status.decode())
+
     async def workers(self) -> list[WorkerRecord]:
         """See the port."""
         return sorted(map(worker_of, await self._link.call("workers")), key=lambda record: record.worker)

@@ -325,6 +325,10 @@ class SqliteStore:
         self._forget()
         return done
 
+    async def forget(self, key: RunKey) -> Status:
+        """See the port."""
+        return await self._writer.do("forget", lambda tx: sweeping.forget(tx, key))
+
     async def workers(self) -> list[WorkerRecord]:
         """See the port."""
         return await self._read("workers", reading.workers)

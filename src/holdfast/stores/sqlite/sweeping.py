@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from holdfast.domain.ids import SYNTHETIC_TENANT
+from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
+from holdfast.domain.runs import State
+from holdfast.ports.store import Status
 from holdfast.stores.composing import LINGER_MS
 from holdfast.stores.sqlite.ending import changed
+from holdfast.stores.sqlite.rows import find
 from holdfast.stores.sqlite.tx import Tx
 
 _CHUNK: Final = 1000
@@ -38,6 +41,21 @@ def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
         tx.run("UPDATE runs SET gone = ? WHERE n = ?", tx.wall, row["n"])
         changed(tx, row)
     return len(rows)
+
+
+def forget(tx: Tx, key: RunKey) -> Status:
+    """Mark one ended run gone, and drop what it left in its session's history."""
+    row = find(tx, key)
+    if row is None:
+        return Status.UNKNOWN
+    if row["gone"]:
+        return Status.GONE
+    if not State(row["state"]).terminal:
+        return Status.BUSY
+    tx.run("DELETE FROM history WHERE tenant = ? AND session = ? AND run = ?", key.tenant, row["session"], row["n"])
+    tx.run("UPDATE runs SET gone = ? WHERE n = ?", tx.wall, row["n"])
+    changed(tx, row)
+    return Status.OK
 
 
 def delete_some(tx: Tx) -> bool:

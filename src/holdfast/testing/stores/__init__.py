@@ -13,7 +13,7 @@ from holdfast.testing.stores.reading import Reading, Waking
 from holdfast.testing.stores.reaping import Reaping
 from holdfast.testing.stores.reopening import Reopening
 from holdfast.testing.stores.retention import Retention
-from holdfast.testing.stores.sessions import Forgetting, Histories, SessionLists
+from holdfast.testing.stores.sessions import Forgetting, ForgettingRuns, Histories, SessionLists
 from holdfast.testing.stores.steering import Steering
 from holdfast.testing.stores.stopping import Stopping
 from holdfast.testing.stores.superseding import Superseding
@@ -30,6 +30,7 @@ __all__ = [
     "Creation",
     "EndingRuns",
     "Forgetting",
+    "ForgettingRuns",
     "Histories",
     "Listening",
     "Parking",
@@ -73,6 +74,7 @@ class StoreConformance(
     Tenants,
     SessionLists,
     Forgetting,
+    ForgettingRuns,
     Histories,
     Retention,
     Reopening,

@@ -8,9 +8,10 @@ import asyncio
 
 from msgspec.structs import replace
 
+from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Policy, Reason, State
 from holdfast.ports.store import Status
-from holdfast.testing.build import CALM, discarded, text, text_done, tool_called, tool_finished
+from holdfast.testing.build import CALM, HOUR_MS, discarded, text, text_done, tool_called, tool_finished
 from holdfast.testing.harness import StoreCase
 from holdfast.testing.rig import LEASE_MS, Rig
 
@@ -56,6 +57,28 @@ class SessionLists(StoreCase):
             page = await rig.store.list_sessions("local", limit=2, after=found[-1] if found else "")
             found += [s.session for s in page]
         assert sorted(found) == sorted(f"s{n}" for n in range(11))
+
+
+class ForgettingRuns(StoreCase):
+    """forget."""
+
+    async def test_a_forgotten_run_is_gone_and_the_others_of_its_session_are_not(self, rig: Rig) -> None:
+        """Its log, its record, and what it left in the history; the runs beside it keep all of theirs."""
+        first = await rig.running(text="first")
+        await first.finish()
+        second = await rig.running(text="second")
+        assert await rig.store.forget(second.key) is Status.BUSY
+        await second.finish()
+        assert await rig.store.forget(first.key) is Status.OK
+        assert await rig.store.get(first.key) is None
+        assert (await rig.store.read(first.key, 0)).status is Status.GONE
+        assert [e.run for e in await rig.store.history("local", "s")] == [second.key.run]
+        assert [r.key for r in await rig.store.list_runs("local", session="s")] == [second.key]
+        assert (await rig.store.read(second.key, 0)).events
+        assert await rig.store.forget(first.key) is Status.GONE
+        assert await rig.store.forget(RunKey("other", second.key.run)) is Status.UNKNOWN
+        await rig.store.sweep(older_than_ms=100 * HOUR_MS, bytes_max=10**9)
+        assert (await rig.store.read(first.key, 0)).status is Status.GONE
 
 
 class Forgetting(StoreCase):
