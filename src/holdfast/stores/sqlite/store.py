@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from holdfast.domain.errors import StoreUnavailable
@@ -49,14 +48,12 @@ from holdfast.stores.sqlite.connect import (
     SCHEMA_VERSION,
     connect,
     connect_to_write,
-    explained,
     file_of,
-    prepare,
 )
-from holdfast.stores.sqlite.faults import says_full
 from holdfast.stores.sqlite.heart import SqliteHeart, WriterHeart
 from holdfast.stores.sqlite.lock import OwnerLock
 from holdfast.stores.sqlite.neighbours import Neighbours
+from holdfast.stores.sqlite.opening import make_directory, prepared
 from holdfast.stores.sqlite.readers import Readers
 from holdfast.stores.sqlite.tx import Tx
 from holdfast.stores.sqlite.writer import Writer
@@ -119,11 +116,11 @@ class SqliteStore:
         path = file_of(url)
         lock, ballast = None, None
         if path != MEMORY:
-            _make_directory(path)
+            make_directory(path)
             lock = OwnerLock(path) if own else None
             ballast = Ballast(path)
         try:
-            conn = _prepared(path, clock, ballast)
+            conn = prepared(path, clock, ballast)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -410,37 +407,6 @@ class SqliteStore:
         if self._readers is None:
             return await self._writer.do(name, operation)
         return await self._readers.do(name, operation)
-
-
-def _make_directory(path: str) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the directory of {path}: {error}; check the path and its permissions") from error
-
-
-def _prepared(path: str, clock: Clock, ballast: Ballast | None) -> sqlite3.Connection:
-    """The writing connection, on a database with the present schema."""
-    try:
-        return _try_prepared(path, clock)
-    except sqlite3.Error as error:
-        if ballast is None or not says_full(error):
-            raise explained(path, error) from error
-    ballast.free()
-    try:
-        return _try_prepared(path, clock)
-    except sqlite3.Error as error:
-        raise explained(path, error) from error
-
-
-def _try_prepared(path: str, clock: Clock) -> sqlite3.Connection:
-    conn = connect_to_write(path)
-    try:
-        prepare(conn, path, clock)
-    except BaseException:
-        conn.close()
-        raise
-    return conn
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
