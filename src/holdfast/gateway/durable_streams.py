@@ -81,8 +81,8 @@ class SSE:
             said["streamCursor"] = self._cursor
             if self._at.seq >= page.head:
                 said["upToDate"] = True
-        batch = b"event: data\ndata: [%b]\n\n" % b",".join(page.events) if page.events else b""
-        return batch + b"event: control\ndata: %b\n\n" % encode_json(said)
+        batch = b"event: data\ndata:[%b]\n\n" % b",".join(page.events) if page.events else b""
+        return batch + b"event: control\ndata:%b\n\n" % encode_json(said)
 
     def notice(self, kind: str, fields: dict[str, Any]) -> bytes:
         """The protocol has no word for it: the stream ends, and its reader's next request is answered with it."""
