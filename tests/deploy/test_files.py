@@ -84,6 +84,19 @@ def test_every_variable_is_a_setting() -> None:
     assert load({}, directory=DEPLOY, environ=given).profile == "production"
 
 
+def test_gateways_without_a_worker_name_no_model() -> None:
+    """They refuse to start with one: workers say what is served."""
+    for name, service in COMPOSE["services"].items():
+        if "--no-worker" in service.get("command", []):
+            assert not [each for each in service["environment"] if each.startswith("HOLDFAST_MODEL")], name
+    for part, container in containers():
+        named = {each["configMapRef"]["name"] for each in container["envFrom"]}
+        assert ("holdfast-model" in named) == (part["metadata"]["labels"]["part"] == "worker")
+        assert "--no-worker" not in container["args"] or "HOLDFAST_MODEL_KEY" not in {
+            e["name"] for e in container["env"]
+        }
+
+
 def test_images_are_pinned_and_run_without_privileges() -> None:
     """What was tested is what runs, and it is not root."""
     images = [service["image"] for service in COMPOSE["services"].values()]

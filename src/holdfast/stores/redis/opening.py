@@ -72,5 +72,6 @@ async def _same_layout(link: Link) -> None:
     if found is not None and int(found) != LAYOUT:
         raise StoreError(
             f"cannot open {link.address.shown}: its keys have layout {int(found)}, this version of Holdfast has "
-            f"{LAYOUT}; use the other version, or another namespace (?namespace=name)"
+            f"{LAYOUT}; {'upgrade Holdfast' if int(found) > LAYOUT else 'use the earlier version'}, or use another "
+            "namespace (?namespace=name)"
         )
