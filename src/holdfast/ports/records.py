@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from holdfast.domain.ids import RunKey
-from holdfast.domain.messages import HistoryEntry, Message
+from holdfast.domain.messages import ClientTool, HistoryEntry, Message
 from holdfast.domain.runs import Policy, Reason, State
 
 
@@ -58,6 +58,7 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     context: list[Message] = []  # what was said before `input`, where the client and not the session knows it
     retracts: bool = True  # whether its first reader can take back text that it has shown
     remember: bool = False  # `context` is part of the session: later runs of it are given it, too
+    tools: list[ClientTool] = []  # of the client's own: calls of them end the run, and its next request has the results
     request: dict[str, Any] = {}  # what the protocol that asked repeats in its answers
 
     @property
