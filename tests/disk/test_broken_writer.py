@@ -28,7 +28,8 @@ async def saboteur(ctx):
     yield TextDelta(1, "said before")
     if ctx.input == "sabotage":
         await asyncio.sleep(0.2)
-        for writer in [found for found in gc.get_objects() if isinstance(found, Writer)]:
+        # Not isinstance: that asks lazy modules what they are, and they import themselves.
+        for writer in [found for found in gc.get_objects() if type(found) is Writer]:
             writer._publish = [explode]
         yield TextDelta(1, "and after")
         await asyncio.sleep(60)

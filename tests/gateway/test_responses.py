@@ -136,9 +136,10 @@ async def test_every_end_is_a_status(
     assert told[-1]["response"]["status"] == status
     closed = {e["item"]["id"]: e["item"] for e in told if e["type"] == "response.output_item.done"}
     opened = [e["item"]["id"] for e in told if e["type"] == "response.output_item.added"]
-    assert len(closed) == 5
+    assert len(closed) == (3 if finish else 5)
     assert set(closed) == set(opened)
-    for kind in ("function_call", "function_call_output"):
+    # A call that is open when a run completes is its client's to answer.
+    for kind in ("function_call", "function_call_output")[: 1 if finish else 2]:
         assert sorted(i["call_id"] for i in closed.values() if i["type"] == kind) == ["c0", "c1"]
 
 

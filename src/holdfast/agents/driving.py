@@ -30,6 +30,7 @@ from pydantic_ai.usage import UsageLimits
 from holdfast.agents import shape
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, as_one, read
+from holdfast.agents.client_tools import HandedOver, external, handed
 from holdfast.agents.deciding import requests_of, results_of
 from holdfast.agents.history import call_ids, given_and_mended
 from holdfast.agents.mcp import McpLimits
@@ -105,13 +106,15 @@ class Drive:
         except (SystemExit, KeyboardInterrupt) as error:  # in a task it would end the worker's loop, and all runs
             self._recover(error)
             self.failure = AgentExit(error)
+        except HandedOver as over:
+            await self._hand_over(over.calls)
         except Exception as error:  # noqa: BLE001 - translated at the outer edge, in `PydanticAgent.run`
             self._recover(error)
             self.failure = error
 
     async def _iterate(self) -> None:
         ctx, adapter = self.ctx, self.adapter
-        given, past = given_and_mended(ctx.history)
+        given, past = given_and_mended(ctx.history, goes_on=not ctx.input)
         ctx.probe.history = shape.report(given, past)
         self.hooks.compactor.since = len(past)
         prompt, past = self._start(past)
@@ -122,6 +125,7 @@ class Drive:
             instructions=ctx.instructions or None,
             model_settings=model_settings(ctx.settings),
             conversation_id=ctx.session or None,
+            toolsets=external(ctx.tools),
             capabilities=[self.hooks],
         ) as run:
             self._run = run
@@ -148,7 +152,7 @@ class Drive:
         taken = call_ids(past)
         if not self.ctx.checkpoint:  # not by the attempt: a release, as a drain does it, counts none
             self._numbering = Numbering(self.ctx.first_part, taken, self._is_output)
-            return self.ctx.input, past
+            return self.ctx.input or None, past
         try:
             progress = read(self.ctx.checkpoint)
         except BadCheckpoint as error:
@@ -250,6 +254,9 @@ class Drive:
         """What was decided about the calls of this step; if anything was not, ask, and go no further."""
         decisions = {each["call"]: each for each in self.ctx.decisions}
         known = decisions.keys() | self.tools.finished.keys()
+        theirs = handed(deferred, self.ctx.tools)
+        if theirs:
+            raise HandedOver(theirs)
         undecided = [part for part in [*deferred.approvals, *deferred.calls] if part.tool_call_id not in known]
         if undecided:
             requests = requests_of(deferred, undecided)
@@ -297,9 +304,25 @@ class Drive:
             await self.channel.send(PartDone(part))
         await self.channel.send(Result(text, self._writer.messages(self.scope.step, self._messages(run))))
 
+    async def _hand_over(self, calls: tuple[str, ...]) -> None:
+        """End the run with calls that the client answers; what else its last step did is kept."""
+        if self._run is None:
+            return
+        messages = self._messages(self._run)
+        last = next((message for message in reversed(messages) if isinstance(message, ModelResponse)), None)
+        text = (last.text if last is not None else None) or ""
+        await self.channel.send(Result(text, self._writer.recovered(self.scope.step, messages), calls))
+
     def _messages(self, run: AgentRun[Any, Any]) -> list[ModelMessage]:
         """This run's messages so far, those of earlier attempts included."""
-        return self._own(run.new_messages())
+        return self._own(self._new(run))
+
+    def _new(self, run: AgentRun[Any, Any]) -> list[ModelMessage]:
+        """What this attempt added; the results that it went on from are of the session, not of the run."""
+        new = run.new_messages()
+        first = new[0] if new else None
+        given = not self.ctx.input and not self._before and isinstance(first, ModelRequest)
+        return new[1:] if given else new
 
     def _own(self, new: list[ModelMessage]) -> list[ModelMessage]:
         """`new` behind what earlier attempts have: pydantic-ai may count a replayed response as not new."""
@@ -316,9 +339,10 @@ class Drive:
         if self._run is None and not self._before:
             return
         lost = RunCancelled.from_cancellation(error)
-        new = lost.new_messages() if lost is not None else self._run.new_messages() if self._run is not None else []
+        new = lost.new_messages() if lost is not None else self._new(self._run) if self._run is not None else []
         messages = self._restarts.with_discarded(self._shown(self._own(new)))
-        if messages and isinstance(messages[0], ModelRequest):  # else the log knows more: the input, at least
+        begun = messages and (isinstance(messages[0], ModelRequest) or not self.ctx.input)
+        if begun:  # else the log knows more: the input, at least
             self.ctx.recovered = self._writer.recovered(self.scope.step, messages)
 
     def _shown(self, messages: list[ModelMessage]) -> list[ModelMessage]:

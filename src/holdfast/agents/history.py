@@ -48,15 +48,27 @@ def history_of(entries: Iterable[HistoryEntry]) -> list[ModelMessage]:
     return given_and_mended(entries)[1]
 
 
-def given_and_mended(entries: Iterable[HistoryEntry]) -> tuple[list[ModelMessage], list[ModelMessage]]:
-    """The session as its runs left it, and valid for any provider."""
+def given_and_mended(
+    entries: Iterable[HistoryEntry], *, goes_on: bool = False
+) -> tuple[list[ModelMessage], list[ModelMessage]]:
+    """The session as its runs left it, and valid for any provider.
+
+    Args:
+        entries: What its runs left.
+        goes_on: No user's turn follows, but the model's: the last entry has results of the client's tools.
+    """
     mended = _Mended()
     given: list[ModelMessage] = []
-    for entry in entries:
-        for message in _of_run(entry):
+    runs = [(entry, _of_run(entry)) for entry in entries]
+    for n, (entry, messages) in enumerate(runs):
+        for message in messages:
             given.append(message)
             mended.add(message)
-        mended.end_run(answered=entry.state == State.COMPLETED)
+        following = runs[n + 1][1] if n + 1 < len(runs) else None
+        if _is_answered_later(following) if following is not None else goes_on:
+            mended.close_calls()
+        else:
+            mended.end_run(answered=entry.state == State.COMPLETED)
     return given, mended.messages
 
 
@@ -72,6 +84,14 @@ def mend(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
 def call_ids(messages: Iterable[ModelMessage]) -> set[str]:
     """Every id that a call of `messages` has."""
     return {part.tool_call_id for message in messages for part in message.parts if isinstance(part, ToolCallPart)}
+
+
+def _is_answered_later(following: list[ModelMessage]) -> bool:
+    """Whether what follows a run is its own continuation: results of the client's tools, or the answer to them."""
+    first = following[0] if following else None
+    if isinstance(first, ModelRequest):
+        return bool(first.parts) and all(isinstance(part, ToolReturnPart) for part in first.parts)
+    return first is not None
 
 
 def _of_run(entry: HistoryEntry) -> list[ModelMessage]:
@@ -105,7 +125,7 @@ class _Mended:
 
     def end_run(self, *, answered: bool) -> None:
         """The run is over: what it left open is closed, and the last word is the assistant's."""
-        self._close_calls()
+        self.close_calls()
         last = self.messages[-1] if self.messages else None
         if isinstance(last, ModelRequest):
             by_tool = answered and isinstance(last.parts[-1], ToolReturnPart)
@@ -119,7 +139,7 @@ class _Mended:
             elif not isinstance(part, RetryFeedbackPart) or self._after_response():
                 beside.append(part)
         if beside:
-            self._close_calls()
+            self.close_calls()
             self._ask(beside, message)
 
     def _after_response(self) -> bool:
@@ -139,15 +159,16 @@ class _Mended:
         given = part.tool_call_id
         written = self._renamed.get(given, given)
         if written in self._open:
-            del self._open[written]
-            self._results.append(replace(part, tool_call_id=written))
+            open_ = self._open.pop(written)
+            self._results.append(replace(part, tool_call_id=written, tool_name=part.tool_name or open_.tool_name))
             return
         if given in self._closed:
             at, index, written = self._closed.pop(given)
             request = self.messages[at]
             if isinstance(request, ModelRequest):
                 parts = list(request.parts)
-                parts[index] = replace(part, tool_call_id=written)
+                name = part.tool_name or getattr(parts[index], "tool_name", "")
+                parts[index] = replace(part, tool_call_id=written, tool_name=name)
                 self.messages[at] = replace(request, parts=parts)
             return
         self._response(
@@ -158,7 +179,7 @@ class _Mended:
         self._result(part)
 
     def _response(self, message: ModelResponse) -> None:
-        self._close_calls()
+        self.close_calls()
         parts = _kept(message)
         if not parts:
             return
@@ -178,7 +199,7 @@ class _Mended:
         given = message if message is not None else ModelResponse(parts=[], timestamp=NO_TIME)
         self.messages.append(replace(given, parts=parts, state="complete"))
 
-    def _close_calls(self) -> None:
+    def close_calls(self) -> None:
         """Write the results of the last response, and make up those that are missing."""
         if not self._open and not self._results:
             return

@@ -37,4 +37,6 @@ def model_settings(fields: Mapping[str, Any]) -> ModelSettings:
     if stop:
         settings["stop_sequences"] = [stop] if isinstance(stop, str) else list(stop)
     settings |= {ours: given[theirs] for theirs, ours in _MODEL_SPECIFIC.items() if theirs in given}
+    if "response_format" in given:
+        settings["extra_body"] = {"response_format": given["response_format"]}  # in OpenAI's words, for its kin
     return cast(ModelSettings, settings)

@@ -164,7 +164,7 @@ class Digest:
             completed: Whether the run completed; else its last answer is marked interrupted.
             user: The user's message; None takes the input of run.created, "" leaves it out.
         """
-        fold = _Fold()
+        fold = _Fold(handed=completed)
         first = self.input if user is None else user
         if first:
             fold.out.append(Message(role="user", text=first))
@@ -224,7 +224,8 @@ class Digest:
 class _Fold:
     """Builds messages: consecutive text and calls share one assistant message, results close it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, handed: bool) -> None:
+        self._handed = handed  # whether a call without an end is the client's to answer
         self.out: list[Message] = []
         self._text: list[str] = []
         self._calls: list[_Call] = []
@@ -259,6 +260,8 @@ class _Fold:
             )
         )
         for c in calls:
+            if self._handed and c.outcome is None:
+                continue
             outcome = c.outcome or "interrupted"
             result = c.result if c.outcome else "the tool call was interrupted before a result was produced"
             self.out.append(

@@ -19,6 +19,15 @@ class ToolCall(msgspec.Struct, frozen=True):
     args: Any
 
 
+class ClientTool(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool that the client runs itself; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: bool | None = None
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message.
 

@@ -79,4 +79,5 @@ def context_of(
         retracts=claim.spec.retracts,
         decisions=claim.decisions,
         inbox=inbox,
+        tools=claim.spec.tools,
     )

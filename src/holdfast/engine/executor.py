@@ -324,7 +324,7 @@ class Executor:
         """Write the terminal event, as the store allows it: STOP turns completed and failed into cancelled."""
         if outcome.state is not State.COMPLETED:
             outcome = replace(outcome, ends=tool_ends(outcome, appender.fold, self.probe))
-        self._close_calls(appender)  # a run may complete over a call whose end it never told
+        self._close_calls(appender, outcome.result)  # a run may complete over a call whose end it never told
         rest = await appender.close(_CLOSE_S)
         for _ in range(4):  # STOP and PENDING_INPUT each change the answer once
             answer, outcome = await self._finish(appender, rest, outcome)
@@ -388,9 +388,11 @@ class Executor:
             error=None,
         )
 
-    def _close_calls(self, appender: Appender) -> None:
-        """Every tool.called has its tool.finished."""
+    def _close_calls(self, appender: Appender, result: Result | None) -> None:
+        """Every tool.called has its tool.finished, except where the client answers the call."""
         for call in appender.fold.open_calls():
+            if result is not None and call.call in result.handed:
+                continue
             finished = {
                 "call": call.call,
                 "name": call.name,

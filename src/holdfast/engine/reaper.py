@@ -9,6 +9,7 @@ from typing import Final
 
 from holdfast.config import Settings
 from holdfast.domain.errors import StoreUnavailable
+from holdfast.domain.ids import SYNTHETIC_TENANT
 from holdfast.domain.runs import State
 from holdfast.engine.telling import tell_ends
 from holdfast.ports.store import Reaped, RunStore
@@ -55,7 +56,8 @@ class Reaper:
     async def _reap(self) -> float:
         for reaped in await self._store.reap(_LIMIT, self._grace_ms):
             say_reaped(self._log, reaped)
-            if reaped.outcome == State.CANCELLED and self._on_unanswered is not None:
+            synthetic = reaped.key.tenant == SYNTHETIC_TENANT
+            if reaped.outcome == State.CANCELLED and not synthetic and self._on_unanswered is not None:
                 self._on_unanswered()
         due_ms = await self._store.next_due_ms()
         return _EVERY_S if due_ms is None else min(_EVERY_S, max(_LEAST_S, due_ms / 1000))

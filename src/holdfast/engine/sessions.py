@@ -16,7 +16,7 @@ import msgspec
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey, new_run_id, new_session_id, trace_id
-from holdfast.domain.messages import HistoryEntry, Message
+from holdfast.domain.messages import ClientTool, HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
 from holdfast.engine.deciding import decide
 from holdfast.engine.reasons import inspection
@@ -61,6 +61,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     context: list[Message] = []
     retracts: bool = True  # whether who reads its answer can take back what was shown
     remember: bool = False  # later runs of the session are given `context`, too
+    tools: list[ClientTool] = []  # of the client's own
     request: dict[str, Any] = {}  # what the protocol repeats in its answers
     listens: bool = False  # the request that makes it waits for its end, and nobody else is known to
     listener_s: float = 0.0  # for so long it may have no listener; 0: listener_lease_s
@@ -375,6 +376,7 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping
         build=version.get("build", ""),
         config=version.get("config", ""),
         remember=request.remember,
+        tools=request.tools,
         request=request.request,
     )
 

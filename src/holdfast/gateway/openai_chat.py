@@ -26,6 +26,7 @@ from holdfast.gateway.bodies import check_id, check_input, check_metadata, idemp
 from holdfast.gateway.events import STREAM_HEADERS, LogStream, Offset, Opening, complete, open_log
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.openai_messages import ChatBody, choose_agent, conversation, refuse_unsupported, sampling
+from holdfast.gateway.openai_tools import Handed, check_takes_tools, client_tools
 from holdfast.gateway.problems import OpenAIError, openai_document
 from holdfast.gateway.readers import Reader, pages
 from holdfast.gateway.requests import tenant_of, trace_of
@@ -80,6 +81,7 @@ class ChatEncoder:
         self._shown: set[int] = set()
         self._text_shown = False
         self._finish = "stop"
+        self._handed = Handed()
         self._include_usage = include_usage
         self._frame = {
             "id": f"chatcmpl-{record.key.run}",
@@ -113,6 +115,7 @@ class ChatEncoder:
         return self._failed("run_failed", fields.get("code", kind), str(fields.get("detail", kind)))
 
     def _event(self, kind: str, event: dict[str, Any]) -> bytes:
+        self._handed.feed(kind, event)
         match kind:
             case EventType.TEXT_DELTA:
                 self._shown.add(event["part"])
@@ -140,7 +143,10 @@ class ChatEncoder:
         self._ended = True
         output = event.get("output")
         late = b"" if self._text_shown or not isinstance(output, str) else self._chunk({"content": output})
-        end = self._chunk({}, self._finish)
+        calls = self._handed.calls()
+        if calls:
+            late += self._chunk({"tool_calls": [{"index": n, **call} for n, call in enumerate(calls)]})
+        end = self._chunk({}, "tool_calls" if calls else self._finish)
         if self._include_usage:
             end += self._data({**self._frame, "choices": [], "usage": usage(event.get("usage"))})
         return late + end + DONE
@@ -190,10 +196,12 @@ class WholeAnswer(Response):
 
     async def _answer(self) -> Response:
         digest = Digest()
+        handed = Handed()
         last: dict[str, Any] = {}
         page = self._opening.page
         for event in map(decode_event, page.events):
             digest.feed(event["type"], event)
+            handed.feed(event["type"], event)
             last = event
         if not complete(page):
             after = page.first + len(page.events) - 1
@@ -203,10 +211,11 @@ class WholeAnswer(Response):
                         return answer(openai_document(found), found.status)
                     for event in map(decode_event, found.events):
                         digest.feed(event["type"], event)
+                        handed.feed(event["type"], event)
                         last = event
-        return self._whole(last, digest)
+        return self._whole(last, digest, handed.calls())
 
-    def _whole(self, last: dict[str, Any], digest: Digest) -> Response:
+    def _whole(self, last: dict[str, Any], digest: Digest, calls: list[dict[str, Any]]) -> Response:
         kind = last.get("type", "")
         if kind not in TERMINAL:
             lost = HoldfastError("internal", "the log ended without a terminal event")
@@ -217,8 +226,12 @@ class WholeAnswer(Response):
             headers = {"Retry-After": "1"} if status in (429, 503) else None
             return answer({"error": {"message": message, "type": type_, "code": code}}, status, headers)
         output = last.get("output")
-        said = {"role": "assistant", "content": output if isinstance(output, str) else digest.text()}
-        choice = {"index": 0, "message": said, "finish_reason": finish_reason(digest.finish_reason), "logprobs": None}
+        text = output if isinstance(output, str) else digest.text()
+        said: dict[str, Any] = {"role": "assistant", "content": (text or None) if calls else text}
+        if calls:
+            said["tool_calls"] = calls
+        why = "tool_calls" if calls else finish_reason(digest.finish_reason)
+        choice = {"index": 0, "message": said, "finish_reason": why, "logprobs": None}
         return answer(
             {
                 "id": f"chatcmpl-{self._record.key.run}",
@@ -239,18 +252,25 @@ async def create_completion(gate: Gate, request: Request) -> Response:
         check_id(session, "X-Session-Id")
     refuse_unsupported(body)
     asked = conversation(body, in_session=bool(session))
+    tools = client_tools(body.tools, body.tool_choice, nested=True)
+    agents = list(gate.sessions.agents())
+    agent = choose_agent(body.model, [each.name for each in agents])
+    if tools or asked.goes_on:
+        check_takes_tools(agent, agents)
     created = await gate.sessions.start(
         tenant_of(request),
         StartRequest(
-            input=check_input(asked.prompt, gate.settings.input_bytes),
+            input="" if asked.goes_on else check_input(asked.prompt, gate.settings.input_bytes),
             session=session,
-            agent=choose_agent(body.model, [agent.name for agent in gate.sessions.agents()]),
+            agent=agent,
             on_busy=body.on_busy,
             on_disconnect=body.on_disconnect,
             metadata=check_metadata(body.metadata or {}),
             instructions=asked.instructions,
             settings=sampling(body),
             context=asked.context,
+            remember=bool(session),
+            tools=tools,
             protocol="openai.chat",
             idempotency_key=idempotency_key(request),
             trace=trace_of(request),

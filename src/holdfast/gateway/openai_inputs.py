@@ -20,6 +20,7 @@ from holdfast.gateway.openai_messages import (
     Tokens,
     conversation_of,
 )
+from holdfast.gateway.openai_tools import response_format
 from holdfast.gateway.problems import invalid
 
 _PASSED_OVER = frozenset({"reasoning"})  # a model's own notes, which it does not need back
@@ -78,11 +79,16 @@ class ResponseBody(msgspec.Struct):
     on_disconnect: OnDisconnect | None = None
 
 
-def asked_of(body: ResponseBody) -> Conversation:
-    """What a request asks: the prompt, the instructions, and what its own items say before the prompt."""
+def asked_of(body: ResponseBody, *, continues: bool) -> Conversation:
+    """What a request asks: the prompt, the instructions, and what its own items say before the prompt.
+
+    Args:
+        body: The request.
+        continues: Whether the server knows what was said before, such as the calls that items have the results of.
+    """
     if isinstance(body.input, str):
         return Conversation(body.input, body.instructions or "", [])
-    asked = conversation_of(_messages(body.input), "input")
+    asked = conversation_of(_messages(body.input), "input", continues=continues)
     instructions = [part for part in (body.instructions, asked.instructions) if part]
     return asked._replace(instructions="\n\n".join(instructions))
 
@@ -98,7 +104,8 @@ def sampling_of(body: ResponseBody) -> dict[str, Any]:
         "verbosity": body.text.verbosity if body.text else None,
         "user": body.user,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    sent = {name: value for name, value in found.items() if value is not None}
+    return sent | response_format(body.text.format if body.text else None, "text.format", nested=False)
 
 
 def refuse_unsupported(body: ResponseBody) -> None:
@@ -112,10 +119,6 @@ def refuse_unsupported(body: ResponseBody) -> None:
         raise invalid("max_tool_calls is the server's setting (budget_tool_calls); send none", param="max_tool_calls")
     if body.conversation is not None:
         raise invalid("conversation: send previous_response_id, or the header X-Session-Id", param="conversation")
-    if body.tools:
-        raise invalid("tools are the agent's own and run on the server; send none", param="tools")
-    if body.text and body.text.format and body.text.format.get("type") != "text":
-        raise invalid("text.format is the agent's own; only text can be asked for", param="text.format")
 
 
 def _messages(items: list[ResponseItem]) -> list[ChatMessage]:

@@ -13,6 +13,7 @@ import msgspec
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.messages import Message, ToolCall
 from holdfast.domain.runs import OnDisconnect, Policy
+from holdfast.gateway.openai_tools import response_format
 from holdfast.gateway.problems import invalid
 
 SAMPLING = (
@@ -95,6 +96,7 @@ class ChatBody(msgspec.Struct):
     verbosity: str | None = None
     user: str | None = None
     tools: list[Any] | None = None
+    tool_choice: Any = None
     functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
@@ -108,6 +110,7 @@ class Conversation(NamedTuple):
     prompt: str
     instructions: str
     context: list[Message]
+    goes_on: bool = False  # the last message is a tool's: there is no prompt
 
 
 def conversation(body: ChatBody, *, in_session: bool) -> Conversation:
@@ -124,8 +127,19 @@ def conversation(body: ChatBody, *, in_session: bool) -> Conversation:
     return conversation_of(body.messages or [], "messages", in_session=in_session)
 
 
-def conversation_of(messages: list[ChatMessage], param: str, *, in_session: bool = False) -> Conversation:
-    """Take messages apart, which are the field `param` of a request; see `conversation`."""
+def conversation_of(
+    messages: list[ChatMessage], param: str, *, in_session: bool = False, continues: bool = False
+) -> Conversation:
+    """Take messages apart, which are the field `param` of a request; see `conversation`.
+
+    The last is the user's, or the result of a tool of the client's own: then the prompt is "".
+
+    Args:
+        messages: The messages.
+        param: The field.
+        in_session: The server has the history: only what came after the last answer is taken.
+        continues: The messages go on from a history that the server has.
+    """
     system: list[str] = []
     said: list[Message] = []
     for number, message in enumerate(messages):
@@ -134,28 +148,54 @@ def conversation_of(messages: list[ChatMessage], param: str, *, in_session: bool
             system.append(text)
         else:
             said.append(_neutral(message, text, f"{param}[{number}]", param))
+    instructions = "\n\n".join(s for s in system if s)
+    if in_session:
+        said = _since_answer(said)
+    if said and said[-1].role == "tool":
+        context = _results_first(said) if in_session or continues else _paired(said)
+        if context[-1].role != "tool" or said[-1].call not in {message.call for message in context}:
+            raise invalid(f"{param}: the last result answers no call in it", param=param)
+        return Conversation("", instructions, context, goes_on=True)
     last = max((n for n, message in enumerate(said) if message.role == "user"), default=None)
     if last is None:
         raise invalid(f"{param} has no user message", param=param)
     if not in_session and last != len(said) - 1:
-        raise invalid("the last message is not the user's", param=param)
-    context = [] if in_session else _paired(said[:last])
-    return Conversation(said[last].text, "\n\n".join(s for s in system if s), context)
+        raise invalid("the last message is neither the user's nor a tool's", param=param)
+    if in_session:
+        context = [message for message in said if message.role == "tool"]
+    else:
+        context = _results_first(said[:last]) if continues else _paired(said[:last])
+    return Conversation(said[last].text, instructions, context)
+
+
+def _since_answer(said: list[Message]) -> list[Message]:
+    """What came after the last answer; all from the last user message on, where an answer is the last."""
+    answers = [n for n, message in enumerate(said) if message.role == "assistant"]
+    after = said[answers[-1] + 1 :] if answers else said
+    if after:
+        return after
+    last = max((n for n, message in enumerate(said) if message.role == "user"), default=0)
+    return said[last : last + 1]
+
+
+def _results_first(said: list[Message]) -> list[Message]:
+    """Results of calls that an earlier response made, then the rest, in pairs."""
+    calls = {call.call for message in said for call in message.calls}
+    return [*(m for m in said if m.role == "tool" and m.call not in calls), *_paired(said)]
 
 
 def sampling(body: ChatBody) -> dict[str, Any]:
     """The sampling fields that were sent, in OpenAI's words; the agent's adapter translates them."""
-    return {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
+    sent = {name: value for name in SAMPLING if (value := getattr(body, name)) is not None}
+    return sent | response_format(body.response_format, "response_format", nested=True)
 
 
 def refuse_unsupported(body: ChatBody) -> None:
     """Raise invalid_request for what is known and cannot be honoured."""
     if body.n not in (None, 1):
         raise invalid(f"n={body.n}: one choice is made for each request", param="n")
-    if body.tools or body.functions:
-        raise invalid("tools are the agent's own and run on the server; send none", param="tools")
-    if body.response_format and body.response_format.get("type") != "text":
-        raise invalid("response_format is the agent's own; only text can be asked for", param="response_format")
+    if body.functions:
+        raise invalid("functions: send tools in place of them", param="functions")
 
 
 def choose_agent(model: str | None, served: list[str]) -> str:

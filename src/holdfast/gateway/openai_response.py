@@ -179,15 +179,11 @@ class ResponseLog:
         for call in list(self._calls.values()):
             if not call.closed:
                 told += call.close("incomplete")
-            if not call.answered and call.call not in self._handed_over(kind):
+            if not call.answered and not whole:  # of a run that completed, it is the client's to answer
                 told += self._answer(call.call, None, "")
         self._usage = responses_usage(event.get("usage"))
         self._completed_at = _seconds(event["ts"])
         return [*told, self._whole(self._judge(kind, event))]
-
-    def _handed_over(self, kind: str) -> frozenset[str]:
-        """The calls that the client answers, with its next request."""
-        return frozenset()
 
     def _judge(self, kind: str, event: dict[str, Any]) -> str:
         """Set the status that the terminal event amounts to; the type of its stream event."""

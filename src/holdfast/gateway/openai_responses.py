@@ -26,6 +26,7 @@ from holdfast.gateway.gate import Gate
 from holdfast.gateway.openai_inputs import ResponseBody, asked_of, refuse_unsupported, sampling_of
 from holdfast.gateway.openai_messages import choose_agent
 from holdfast.gateway.openai_response import PREFIX, ResponseEncoder, ResponseLog
+from holdfast.gateway.openai_tools import check_takes_tools, client_tools
 from holdfast.gateway.problems import invalid, openai_document
 from holdfast.gateway.readers import Reader, pages
 from holdfast.gateway.requests import tenant_of, trace_of
@@ -95,7 +96,12 @@ async def create_response(gate: Gate, request: Request) -> Response:
     """POST /v1/responses: streamed or not, in the background or not."""
     body = await read_json(request, ResponseBody, gate.settings.body_bytes)
     refuse_unsupported(body)
-    asked = asked_of(body)
+    asked = asked_of(body, continues=body.previous_response_id is not None)
+    tools = client_tools(body.tools, body.tool_choice, nested=False)
+    agents = list(gate.sessions.agents())
+    agent = choose_agent(body.model, [each.name for each in agents])
+    if tools or asked.goes_on:
+        check_takes_tools(agent, agents)
     tenant = tenant_of(request)
     session, copied = await _place(gate, tenant, body, request.headers.get("x-session-id", ""))
     background = bool(body.background)
@@ -105,9 +111,9 @@ async def create_response(gate: Gate, request: Request) -> Response:
     created = await gate.sessions.start(
         tenant,
         StartRequest(
-            input=check_input(asked.prompt, gate.settings.input_bytes),
+            input="" if asked.goes_on else check_input(asked.prompt, gate.settings.input_bytes),
             session=session,
-            agent=choose_agent(body.model, [agent.name for agent in gate.sessions.agents()]),
+            agent=agent,
             on_busy=body.on_busy,
             on_disconnect=on_disconnect,
             metadata=check_metadata(body.metadata or {}),
@@ -115,6 +121,7 @@ async def create_response(gate: Gate, request: Request) -> Response:
             settings=sampling_of(body),
             context=[*copied, *asked.context],
             remember=True,
+            tools=tools,
             request=_repeated(body),
             protocol=PROTOCOL,
             idempotency_key=idempotency_key(request),
@@ -190,7 +197,13 @@ async def _place(gate: Gate, tenant: str, body: ResponseBody, session: str) -> t
 
 
 def _repeated(body: ResponseBody) -> dict[str, Any]:
-    found = {"background": bool(body.background), "previous_response_id": body.previous_response_id}
+    found = {
+        "background": bool(body.background),
+        "previous_response_id": body.previous_response_id,
+        "tools": body.tools,
+        "tool_choice": body.tool_choice,
+        "format": body.text.format if body.text else None,
+    }
     return {name: value for name, value in found.items() if value}
 
 

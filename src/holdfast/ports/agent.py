@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from holdfast.domain.ids import RunKey
-from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.messages import ClientTool, HistoryEntry
 from holdfast.ports.probe import Probe
 
 
@@ -124,10 +124,15 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The run's answer. `native` is the adapter's form of the run's messages, for the session's history."""
+    """The run's answer. `native` is the adapter's form of the run's messages, for the session's history.
+
+    `handed` are calls that were handed over to the client: they have no tool.finished, and their results come with
+    its next request.
+    """
 
     output: str
     native: bytes = b""
+    handed: tuple[str, ...] = ()
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -222,6 +227,7 @@ class RunContext:
         retracts: bool = True,
         decisions: list[dict[str, Any]] | None = None,
         inbox: Callable[[], Awaitable[Sequence[Unread]]] = _nothing,
+        tools: Sequence[ClientTool] = (),
     ) -> None:
         """Hold the values as they are.
 
@@ -230,7 +236,7 @@ class RunContext:
             session: The session's id.
             attempt: From 1; above 1 the run is resumed.
             epoch: The fencing number, for tools that want to tell attempts apart.
-            input: The user's message.
+            input: The user's message; "" where the history ends with results of the client's tools.
             history: What earlier runs of the session left, oldest first.
             checkpoint: The last one this agent yielded, or None.
             first_part: The first free part number.
@@ -242,10 +248,12 @@ class RunContext:
             probe: Where models and tools say what they are doing.
             retracts: Whether the run's first reader can take back text that it has shown.
             decisions: The last ones that the run waited for: `call`, `approve`, and `args`, `message` or `result`.
+            tools: Of the client's own: a call of one ends the run, and is named in `Result.handed`.
             inbox: Reads the steered inputs that no `Steered` has told of yet, in order.
         """
         self.decisions = decisions or []
         self.inbox = inbox
+        self.tools = list(tools)
         self.retracts = retracts
         self.key = key
         self.session = session

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast.domain.ids import RunKey
-from holdfast.domain.messages import HistoryEntry, Message
+from holdfast.domain.messages import ClientTool, HistoryEntry, Message
 from holdfast.domain.runs import Policy, Reason, State
 
 
@@ -60,6 +60,7 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     build: str = ""  # of the gateway that took it
     config: str = ""  # fingerprint of that gateway's settings
     remember: bool = False  # `context` is part of the session: later runs of it are given it, too
+    tools: list[ClientTool] = []  # of the client's own: calls of them end the run, and its next request has the results
     request: dict[str, Any] = {}  # what the protocol that asked repeats in its answers
 
     @property

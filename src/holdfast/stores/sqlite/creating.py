@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from holdfast.domain.ids import RunKey
+from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import Move, Policy, Reason, State, Trigger, decide
 from holdfast.ports.store import CONTROL_TOPIC, STOP_TOPIC, Created, Ended, Limits, NewRun, Status, Stopped
 from holdfast.stores.sqlite import admission
@@ -135,7 +135,9 @@ def stop_row(tx: Tx, row: sqlite3.Row, reason: Reason, by: str) -> list[Ended]:
             tx.now,
             row["n"],
         )
-        tx.wakes.update((CONTROL_TOPIC, STOP_TOPIC))
+        tx.wakes.add(CONTROL_TOPIC)
+        if row["tenant"] != SYNTHETIC_TENANT:  # its stop makes no supervisor impatient
+            tx.wakes.add(STOP_TOPIC)
     return []
 
 
