@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 from holdfast.domain.digest import Digest
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import TERMINAL, EventType, decode_event, encode_json
-from holdfast.domain.ids import ID_PATTERN
 from holdfast.domain.runs import OnDisconnect, Reason
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
@@ -30,8 +29,8 @@ from holdfast.gateway.openai_tools import Handed, check_takes_tools, client_tool
 from holdfast.gateway.problems import OpenAIError, openai_document
 from holdfast.gateway.readers import Reader, pages
 from holdfast.gateway.requests import tenant_of, trace_of
-from holdfast.gateway.routes import Answer, Operation, Query, answer
-from holdfast.gateway.runs import IDEMPOTENCY_KEY, made
+from holdfast.gateway.routes import Answer, Operation, answer
+from holdfast.gateway.runs import IDEMPOTENCY_KEY, SESSION_ID, made
 from holdfast.ports.store import Page, RunRecord, Status
 
 STATUS_OF: Final[dict[Reason, int]] = {
@@ -342,7 +341,7 @@ OPERATIONS = (
         ),
         body=ChatBody,
         headers=(
-            Query("X-Session-Id", "The session to go on with", {"type": "string", "pattern": f"^{ID_PATTERN}$"}),
+            SESSION_ID,
             IDEMPOTENCY_KEY,
         ),
         errors=("unknown_agent", "gone"),

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import decode_event
-from holdfast.domain.ids import ID_PATTERN, RunKey
+from holdfast.domain.ids import RunKey
 from holdfast.domain.messages import Message
 from holdfast.domain.runs import OnDisconnect
 from holdfast.engine.sessions import StartRequest
@@ -31,7 +31,7 @@ from holdfast.gateway.problems import invalid, openai_document
 from holdfast.gateway.readers import Reader, pages
 from holdfast.gateway.requests import tenant_of, trace_of
 from holdfast.gateway.routes import Answer, Operation, Query, answer
-from holdfast.gateway.runs import BY, IDEMPOTENCY_KEY, made
+from holdfast.gateway.runs import BY, IDEMPOTENCY_KEY, SESSION_ID, made
 from holdfast.ports.store import RunRecord, Status
 
 PROTOCOL: Final = "openai.responses"
@@ -256,7 +256,7 @@ OPERATIONS = (
         (Answer(200, "The response, or its events", dict[str, Any], _STREAM),),
         body=ResponseBody,
         headers=(
-            Query("X-Session-Id", "The session to go on with", {"type": "string", "pattern": f"^{ID_PATTERN}$"}),
+            SESSION_ID,
             IDEMPOTENCY_KEY,
         ),
         errors=("unknown_agent", "session_busy", "idempotency_conflict", "not_ready", "gone"),

@@ -92,7 +92,8 @@ def _answered(item: Answer, schemas: dict[int, Any]) -> dict[str, Any]:
         if item.status >= 400:
             content = {PROBLEM_TYPE: content[JSON_TYPE], **content}
     for media_type in item.text:
-        content[media_type] = {"schema": {"type": "string"}}
+        # Readers of descriptions differ in whether that of an event stream is about one event: nothing is claimed.
+        content[media_type] = {"schema": {} if media_type == "text/event-stream" else {"type": "string"}}
     return {"description": item.meaning, **({"content": content} if content else {})}
 
 

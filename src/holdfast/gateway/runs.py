@@ -205,6 +205,9 @@ def _state(text: str | None) -> State | None:
 
 
 _RECORD = Answer(200, "The run record", RunView)
+SESSION_ID = Query(
+    "X-Session-Id", "The session to go on with; empty for none", {"type": "string", "pattern": f"^({ID_PATTERN})?$"}
+)
 IDEMPOTENCY_KEY = Query(
     "Idempotency-Key", "Repeating a request with its key repeats nothing", {"type": "string", "pattern": KEY_PATTERN}
 )
