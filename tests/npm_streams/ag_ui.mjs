@@ -94,6 +94,12 @@ const jobs = {
     await going;
     return [report(first), report(second)];
   },
+  // A page of a thread that somebody else began.
+  async join() {
+    const made = make(job.thread);
+    await go(made);
+    return report(made);
+  },
   async stop() {
     const made = make(job.thread);
     say(made, job.text);

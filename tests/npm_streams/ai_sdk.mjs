@@ -114,6 +114,12 @@ const jobs = {
     const { transport } = make(job.chat);
     return { stream: await transport.reconnectToStream({ chatId: job.chat }) };
   },
+  // A page that is opened on a chat that somebody else began.
+  async resume() {
+    const made = make(job.chat);
+    await made.chat.resumeStream();
+    return report(made);
+  },
   // Another page opens the same chat while it runs, and sees it whole.
   async watch() {
     const first = make(job.chat), second = make(job.chat);

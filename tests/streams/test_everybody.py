@@ -1,0 +1,94 @@
+"""One run, and everybody looks: each protocol is a view of the same log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from contextlib import suppress
+from typing import Any
+
+import openai
+import pytest
+
+from holdfast.client import Client
+from tests.streams.node import node
+from tests.system.support import HOLDFAST, System, frames, until
+from tests.ws.support import socket
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+SESSION = "everybody"
+SCRIPT = "!think n=3\n!tokens n=20000 rate=40"
+READERS = 5  # who read over HTTP: chat completion, AI SDK, AG-UI, server-sent events, the Python client
+
+
+def _completion(url: str) -> tuple[str, str]:
+    """Text and the code of its end, as the openai client has them."""
+    said = ""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        try:
+            for chunk in client.chat.completions.create(
+                model="asker",
+                messages=[{"role": "user", "content": SCRIPT}],
+                stream=True,
+                extra_headers={"X-Session-Id": SESSION},
+            ):
+                said += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        except openai.APIError as error:
+            return said, str(error.code)
+    return said, "no error"
+
+
+def _event_source(site: System, run: str) -> list[dict[str, Any]]:
+    with site.http.stream(f"/api/runs/{run}/events", limit_s=60) as response:
+        return [json.loads(data) for _, _, data in frames(response)]
+
+
+def _python_client(url: str, run: str) -> list[dict[str, Any]]:
+    with Client(url) as client:
+        return list(client.follow(run))
+
+
+def _said(events: list[dict[str, Any]]) -> tuple[str, str]:
+    return "".join(e["text"] for e in events if e["type"] == "text.delta"), events[-1]["reason"]
+
+
+async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(url: str, site: System) -> None:
+    """Started by openai-python, watched by five others at once, stopped from the terminal: one text, one end."""
+    ask = asyncio.to_thread
+    completion = asyncio.create_task(ask(_completion, url))
+
+    def active() -> str | None:
+        with suppress(AssertionError):
+            found: dict[str, Any] | None = site.http.get(f"/api/sessions/{SESSION}")["active"]
+            return None if found is None else found["id"]
+        return None
+
+    run = await ask(until, active, "the run is active")
+    async with socket(url) as client:
+        watchers = [
+            asyncio.create_task(each)
+            for each in (
+                ask(node, "ai_sdk.mjs", url, do="resume", chat=SESSION),
+                ask(node, "ag_ui.mjs", url, do="join", thread=SESSION),
+                ask(_event_source, site, run),
+                ask(_python_client, url, run),
+            )
+        ]
+        await client.ask("subscribe", run=run, after=0)
+        await ask(until, lambda: site.http.get("/health")["readers"] >= READERS, "everybody looks")
+        await ask(subprocess.run, [HOLDFAST, "stop", run, "--url", url], check=True, timeout=30, capture_output=True)
+        seen = await asyncio.gather(completion, *watchers)
+        end = await client.end_of(run)
+        socket_said = "".join(e["text"] for e in client.events(run) if e["type"] == "text.delta")
+    (chat, code), ai_sdk, ag_ui, source, library = seen
+    record = site.record(run)
+    text = _said(site.seen(run))[0]
+    assert (record["state"], record["reason"], record["output"]) == ("cancelled", "stopped", text)
+    assert text.startswith("t1 t2 t3 ")
+    assert (chat, code) == (text, "stopped")
+    assert (ai_sdk["text"], ai_sdk["ends"]) == (text, ["abort"])
+    assert (ag_ui["text"], [each["outcome"]["type"] for each in ag_ui["ends"]]) == (text, ["cancelled"])
+    assert (socket_said, end["reason"]) == (text, "stopped")
+    assert _said(source) == _said(library) == (text, "stopped")
