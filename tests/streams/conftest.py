@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.nginx import Nginx
 from tests.streams.node import node_program
-from tests.system.support import System
+from tests.system.support import System, full
 
 AGENTS = Path(__file__).resolve().parents[1] / "system"
 
@@ -25,6 +26,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield made
 
 
-@pytest.fixture
-def url(site: System) -> str:
+@pytest.fixture(scope="session")
+def nginx(site: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """nginx as it buffers by default: that our streams go through is our doing, not its configuration's."""
+    directory = tmp_path_factory.mktemp("nginx")
+    with closing(Nginx(directory, [site.http.port] * 2, leave_out="proxy_buffering")) as made:
+        yield made
+
+
+@pytest.fixture(params=full(["direct", "nginx"], ["direct"]))
+def url(site: System, request: pytest.FixtureRequest) -> str:
+    """Where clients go: to the server itself, at full size through nginx as well."""
+    if request.param == "nginx":
+        return f"http://127.0.0.1:{request.getfixturevalue('nginx').http.port}"
     return f"http://127.0.0.1:{site.http.port}"

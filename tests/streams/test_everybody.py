@@ -12,8 +12,9 @@ import openai
 import pytest
 
 from holdfast.client import Client
+from tests.deploy.nginx import Nginx
 from tests.streams.node import node
-from tests.system.support import HOLDFAST, System, frames, until
+from tests.system.support import HOLDFAST, Http, System, frames, until
 from tests.ws.support import socket
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -40,8 +41,8 @@ def _completion(url: str) -> tuple[str, str]:
     return said, "no error"
 
 
-def _event_source(site: System, run: str) -> list[dict[str, Any]]:
-    with site.http.stream(f"/api/runs/{run}/events", limit_s=60) as response:
+def _event_source(http: Http, run: str) -> list[dict[str, Any]]:
+    with http.stream(f"/api/runs/{run}/events", limit_s=60) as response:
         return [json.loads(data) for _, _, data in frames(response)]
 
 
@@ -54,8 +55,12 @@ def _said(events: list[dict[str, Any]]) -> tuple[str, str]:
     return "".join(e["text"] for e in events if e["type"] == "text.delta"), events[-1]["reason"]
 
 
-async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(url: str, site: System) -> None:
-    """Started by openai-python, watched by five others at once, stopped from the terminal: one text, one end."""
+async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(nginx: Nginx, site: System) -> None:
+    """Started by openai-python, watched by five others at once, stopped from the terminal: one text, one end.
+
+    All of them through nginx as it buffers by default.
+    """
+    url = f"http://127.0.0.1:{nginx.http.port}"
     ask = asyncio.to_thread
     completion = asyncio.create_task(ask(_completion, url))
 
@@ -72,7 +77,7 @@ async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(url
             for each in (
                 ask(node, "ai_sdk.mjs", url, do="resume", chat=SESSION),
                 ask(node, "ag_ui.mjs", url, do="join", thread=SESSION),
-                ask(_event_source, site, run),
+                ask(_event_source, nginx.http, run),
                 ask(_python_client, url, run),
             )
         ]

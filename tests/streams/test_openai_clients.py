@@ -89,14 +89,14 @@ def read(request: pytest.FixtureRequest) -> Read:
     return found
 
 
-def test_cut_anywhere_every_event_comes_once_and_in_order(read: Read, site: System, request: Any) -> None:
+def test_cut_anywhere_every_event_comes_once_and_in_order(read: Read, url: str, request: Any) -> None:
     """Text exact, numbers contiguous from 0, one terminal event, whatever breaks and wherever."""
     seed = random.randrange(2**32)
     chance, cuts, rounds = random.Random(seed), 0, 0
     while cuts < CUTS:
         rounds += 1
         assert rounds < 30, cuts
-        with closing(CuttingProxy(site.http.port, lambda: chance.randrange(1, 12_000))) as proxy:
+        with closing(CuttingProxy(int(url.rpartition(":")[2]), lambda: chance.randrange(1, 12_000))) as proxy:
             keys = [f"{request.node.name}-{seed}-{rounds}-{n}" for n in range(AT_ONCE)]
             for seen in read(proxy.url, keys, False):
                 events = seen["events"]
@@ -108,9 +108,9 @@ def test_cut_anywhere_every_event_comes_once_and_in_order(read: Read, site: Syst
             cuts += proxy.cuts
 
 
-def test_cancelled_by_its_own_client(read: Read, url: str, site: System) -> None:
+def test_cancelled_by_its_own_client(read: Read, url: str, site: System, request: Any) -> None:
     """Cancel answers with the end, the stream ends with it, and retrieve says the same."""
-    (seen,) = read(url, [f"cancel-{read.__name__}"], True)
+    (seen,) = read(url, [f"cancel-{request.node.name}"], True)
     assert (seen["cancelled"], seen["now"]["status"]) == ("cancelled", "cancelled")
     events = seen["events"]
     assert (events[-1]["type"], events[-1]["response"]["status"]) == ("response.incomplete", "cancelled")
