@@ -58,7 +58,8 @@ async def until(http: httpx2.AsyncClient, fits: Callable[[dict[str, Any]], Any],
 async def test_a_synthetic_run_proves_readiness_and_nobody_sees_it(tmp_path: Path) -> None:
     """Through the door of a keyed server, to a worker and back; in no list, session, log line or count."""
     async with served(tmp_path, api_keys=KEYS, synthetic_run_s=0.2) as (runtime, http, lines):
-        first = await until(http, lambda found: found["ready"])
+        assert "parts" not in await until(http, lambda found: found["ready"])  # not for strangers
+        first = (await http.get("/readyz", headers=ALICE)).json()
         assert set(first["parts"]) == {"store", "worker", "run"}
         assert first["parts"]["run"]["took_ms"] < 10_000
         worked = runtime._synthetic.worked.at

@@ -229,7 +229,11 @@ def test_openai_messages_become_a_conversation_or_are_refused(messages: list[Any
     stored = msgspec.json.decode(msgspec.json.encode(spec), type=RunSpec)
     assert [m.text for m in stored.context] == [m.text for m in found.context]
     asked = [c.call for m in found.context for c in m.calls]
-    assert sorted(asked) == sorted(m.call for m in found.context if m.role == "tool")
+    results = [m.call for m in found.context if m.role == "tool"]
+    if in_session:
+        assert not asked  # the results are of calls in the history that the server has
+    else:
+        assert sorted(asked) == sorted(results)
 
 
 words = st.sampled_from(

@@ -153,7 +153,7 @@ def conversation_of(
         said = _since_answer(said)
     if said and said[-1].role == "tool":
         context = _results_first(said) if in_session or continues else _paired(said)
-        if context[-1].role != "tool" or said[-1].call not in {message.call for message in context}:
+        if not context or context[-1].role != "tool" or said[-1].call not in {message.call for message in context}:
             raise invalid(f"{param}: the last result answers no call in it", param=param)
         return Conversation("", instructions, context, goes_on=True)
     last = max((n for n, message in enumerate(said) if message.role == "user"), default=None)
