@@ -44,7 +44,7 @@ def test_failures_are_run_error(url: str) -> None:
 def test_another_page_comes_to_what_is_active(url: str) -> None:
     """A page that has nothing of a thread gets a snapshot, and goes on live."""
     text = '!tool look {"at": "x"}\n!tokens n=80 rate=80'
-    first, second = ask(url, "attach", thread="ag-attach", text=text)
+    first, second = ask(url, "attach", thread=f"ag-attach-{url.rpartition(':')[2]}", text=text)
     assert first["text"] == second["text"] == tokens(80)
     assert second["types"][:2] == ["RUN_STARTED", "MESSAGES_SNAPSHOT"]
     assert results(second) == ["seen x"]
