@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from holdfast.client import AsyncClient, Client, Conflict, NotFound
+from tests.deploy.nginx import Nginx
 from tests.system.client_readers import FOLLOWS, NODE, Behind, Readers
 from tests.system.conftest import DIVER, TICKER
 from tests.system.proxy import CuttingProxy
@@ -51,13 +52,20 @@ def cutting(port: int, run_bytes: int, seed: int) -> Iterator[CuttingProxy]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(full(120, 40))
-def test_clients_that_are_cut_anywhere_get_the_log_exactly(system: System, figures: Any):
-    """Headers, ids, data: wherever the bytes end, the text is exact, nothing is missing and nothing comes twice."""
+@pytest.mark.parametrize("way", full(["direct", "nginx"], ["direct"]))
+def test_clients_that_are_cut_anywhere_get_the_log_exactly(system: System, figures: Any, tmp_path: Path, way: str):
+    """Headers, ids, data: wherever the bytes end, the text is exact, nothing is missing and nothing comes twice.
+
+    At full size behind nginx as it buffers by default, too.
+    """
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - shown on failure, to repeat it
     run = system.run(ticks(EVENTS, SECONDS), agent="ticker")
     with ExitStack() as stack:
-        proxies = [stack.enter_context(cutting(system.http.port, EVENTS * 250, seed + i)) for i in range(len(FOLLOWS))]
+        port = system.http.port
+        if way == "nginx":
+            port = stack.enter_context(closing(Nginx(tmp_path, [port] * 2, leave_out="proxy_buffering"))).http.port
+        proxies = [stack.enter_context(cutting(port, EVENTS * 250, seed + i)) for i in range(len(FOLLOWS))]
         readers = [Behind(follow, proxy.url, run) for follow, proxy in zip(FOLLOWS, proxies, strict=True)]
         found = [reader.events(90) for reader in readers]
     log = system.events(run)
@@ -70,7 +78,7 @@ def test_clients_that_are_cut_anywhere_get_the_log_exactly(system: System, figur
         assert (states.count("ended"), states[-1]) == (1, "ended")
         assert all(each.cause and each.wait_s > 0 for each in reader.heard if each.state == "reconnecting")
     said = ", ".join(f"{reader.name} {proxy.cuts} cuts" for reader, proxy in zip(readers, proxies, strict=True))
-    figures("client libraries behind a proxy that cuts", [f"{len(log)} events: {said}, seed {seed}"])
+    figures(f"client libraries behind a proxy that cuts ({way})", [f"{len(log)} events: {said}, seed {seed}"])
 
 
 @pytest.mark.slow
