@@ -50,3 +50,15 @@ async def test_every_route_is_described_with_its_refusals(here: Site) -> None:
         assert ("404" in responses) >= ("{" in operation.path), operation.path
     start = described["paths"]["/api/runs"]["post"]["responses"]
     assert set(start["201"]["content"]) == {"application/json", "text/event-stream", "application/x-ndjson"}
+
+
+async def test_reference_has_every_route_and_runs_nothing(here: Site) -> None:
+    """People see what programs see, on a page that its own policy lets load nothing."""
+    answered = await here.http.get("/docs")
+    assert answered.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answered.headers["content-security-policy"]
+    for row in OPERATIONS:
+        assert f"<code>{row.method} {row.path}</code>" in answered.text
+    assert "<script" not in answered.text
+    for name in (await here.http.get("/openapi.json")).json()["components"]["schemas"]:
+        assert f"id='{name}'" in answered.text

@@ -25,6 +25,7 @@ from holdfast.gateway import (
     openai_responses,
     openapi,
     page,
+    reference,
     runs,
     sessions_api,
     ws,
@@ -63,6 +64,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *health.OPERATIONS,
     *metrics.OPERATIONS,
     *openapi.OPERATIONS,
+    *reference.OPERATIONS,
     *page.OPERATIONS,
 )
 
