@@ -6,6 +6,8 @@ import {
   lastAssistantMessageIsCompleteWithToolCalls,
 } from "ai";
 
+import { HoldfastChatTransport } from "../../clients/js/src/chat.js";
+
 const job = JSON.parse(process.argv[2]);
 const limit = setTimeout(() => { console.error("no end within the limit"); process.exit(3); }, job.limit_ms ?? 30000);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -108,6 +110,25 @@ const jobs = {
       }
       return { ...report(made), resumed, left: cuts.length };
     }));
+  },
+  // Our own transport: it comes back by itself, wherever the connection breaks; and its stop() stops the run.
+  async ours() {
+    const said = await Promise.all(job.chats.map(async ({ chat: id, text: prompt, cuts }) => {
+      const transport = new HoldfastChatTransport({
+        api: `${job.url}/api/chat`,
+        fetch: (url, init) => cutting(cuts.shift() ?? null)(url, init),
+        backoff: { firstS: 0.01, maxS: 0.1 },
+      });
+      const made = make(id, { transport });
+      await made.chat.sendMessage({ text: prompt });
+      return { ...report(made), left: cuts.length };
+    }));
+    const made = make(job.stopped, { transport: new HoldfastChatTransport({ api: `${job.url}/api/chat` }) });
+    const saying = made.chat.sendMessage({ text: "!tokens n=5000 rate=50" });
+    await until(() => text(last(made.chat)).length > 10, "some text");
+    await made.chat.stop();
+    await saying;
+    return { said, stopped: report(made) };
   },
   // 204 where nothing is active: the transport answers null.
   async idle() {

@@ -119,6 +119,31 @@ def test_cut_anywhere_and_resumed_the_text_is_exact(url: str) -> None:
     assert resumed >= len(chats), seed  # on a busy machine chunks are larger and fewer, and a cut may come after them
 
 
+@pytest.mark.timeout(600)
+def test_our_transport_comes_back_by_itself_and_its_stop_stops_the_run(url: str, site: System) -> None:
+    """useChat of `ai` with HoldfastChatTransport of clients/js: one call of sendMessage, whatever breaks."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    chats = [
+        {
+            "chat": f"ours-{seed}-{n}",
+            "text": '!think n=10\n!tool look {"at": "é"}\n!tokens n=150 rate=100',
+            "cuts": [rng.randrange(1, 3000) for _ in range(4)],
+        }
+        for n in range(full(30, 4))
+    ]
+    left = 0
+    for start in range(0, len(chats), 10):
+        batch = chats[start : start + 10]
+        found = ask(url, "ours", chats=batch, stopped=f"ours-stopped-{seed}-{start}")
+        for asked, seen in zip(batch, found["said"], strict=True):
+            assert (seen["text"], seen["ends"], seen["messages"]) == (tokens(150), ["finish"], 2), (seed, asked, seen)
+            left += seen["left"]
+        run = found["stopped"]["metadata"]["run"]
+        assert site.end(run)["reason"] == "stopped"
+    assert left < len(chats) * 2, seed
+
+
 def test_a_resumed_stream_is_the_same_bytes(site: System) -> None:
     """Ids and chunks are a function of the log: whoever reads it again gets what the first reader got."""
     text = '!think n=3\n!tool look {"at": "y"}\n!say done'
