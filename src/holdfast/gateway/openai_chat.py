@@ -7,14 +7,12 @@ unless it asked otherwise.
 
 from __future__ import annotations
 
-from contextlib import aclosing, nullcontext
 from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from holdfast.domain.digest import Digest
 from holdfast.domain.errors import HoldfastError
@@ -22,12 +20,12 @@ from holdfast.domain.events import TERMINAL, EventType, decode_event, encode_jso
 from holdfast.domain.runs import OnDisconnect, Reason
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
-from holdfast.gateway.events import STREAM_HEADERS, LogStream, Offset, Opening, complete, open_log
+from holdfast.gateway.events import LogStream, Offset, open_log
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.openai_messages import ChatBody, choose_agent, conversation, refuse_unsupported, sampling
 from holdfast.gateway.openai_tools import Handed, check_takes_tools, client_tools
+from holdfast.gateway.openai_whole import WholeAnswer, named
 from holdfast.gateway.problems import OpenAIError, openai_document
-from holdfast.gateway.readers import Reader, pages
 from holdfast.gateway.requests import tenant_of, trace_of
 from holdfast.gateway.routes import Answer, Operation, answer
 from holdfast.gateway.runs import IDEMPOTENCY_KEY, SESSION_ID, made
@@ -164,57 +162,25 @@ class ChatEncoder:
         return b"data: %b\n\n" % encode_json(value)
 
 
-class WholeAnswer(Response):
-    """A completion that is not streamed: waits for the end, then answers with a status that says how it ended."""
+class WholeCompletion:
+    """The fold from a log to a completion that is not streamed, with a status that says how the run ended."""
 
-    def __init__(self, gate: Gate, record: RunRecord, opening: Opening, *, listens: bool) -> None:
-        """Take the run, and whether it is stopped if the client leaves."""
-        self._gate = gate
+    def __init__(self, record: RunRecord) -> None:
+        """Begin before the first event."""
         self._record = record
-        self._opening = opening
-        self._listens = listens
+        self._digest = Digest()
+        self._handed = Handed()
+        self._last: dict[str, Any] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait, then answer; nothing is sent to a client that has left."""
-        key = self._record.key
+    def feed(self, event: dict[str, Any]) -> None:
+        """Take the next event."""
+        self._digest.feed(event["type"], event)
+        self._handed.feed(event["type"], event)
+        self._last = event
 
-        def on_gone() -> None:
-            if self._listens:
-                self._gate.client_gone(key)
-
-        response: Response | None = None
-        with self._gate.listening(key) if self._listens else nullcontext():
-            async with Reader(self._gate, scope, receive, on_gone, resumes=False) as reader:
-                response = await self._answer()
-        if response is None and not reader.gone:
-            closing = HoldfastError("not_ready", "the server is closing; the run goes on", run=key.run)
-            response = answer(openai_document(closing), 503, {"Retry-After": "1"})
-        if response is not None:
-            response.headers.update({**STREAM_HEADERS, **_named(self._record)})
-            await response(scope, receive, send)
-
-    async def _answer(self) -> Response:
-        digest = Digest()
-        handed = Handed()
-        last: dict[str, Any] = {}
-        page = self._opening.page
-        for event in map(decode_event, page.events):
-            digest.feed(event["type"], event)
-            handed.feed(event["type"], event)
-            last = event
-        if not complete(page):
-            after = page.first + len(page.events) - 1
-            async with aclosing(pages(self._gate, self._record.key, after)) as tail:
-                async for found in tail:
-                    if isinstance(found, HoldfastError):
-                        return answer(openai_document(found), found.status)
-                    for event in map(decode_event, found.events):
-                        digest.feed(event["type"], event)
-                        handed.feed(event["type"], event)
-                        last = event
-        return self._whole(last, digest, handed.calls())
-
-    def _whole(self, last: dict[str, Any], digest: Digest, calls: list[dict[str, Any]]) -> Response:
+    def answer(self) -> Response:
+        """The completion, or the error that the run ended with."""
+        last, digest, calls = self._last, self._digest, self._handed.calls()
         kind = last.get("type", "")
         if kind not in TERMINAL:
             lost = HoldfastError("internal", "the log ended without a terminal event")
@@ -281,7 +247,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
     listens = body.on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
     opening = await open_log(gate, record.key, Offset())
     if not body.stream:
-        return WholeAnswer(gate, record, opening, listens=listens)
+        return WholeAnswer(gate, record, opening, WholeCompletion(record), listens=listens)
     options = body.stream_options
     encoder = ChatEncoder(record, include_usage=bool(options and options.include_usage))
     return LogStream(
@@ -289,7 +255,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
         record.key,
         opening,
         encoder,
-        headers=_named(record),
+        headers=named(record),
         listens=listens,
         resumes=False,
     )
@@ -320,10 +286,6 @@ def usage(counted: dict[str, Any] | None) -> dict[str, int]:
 def finish_reason(said: object) -> str:
     """A model's finish reason as OpenAI's; a turn that ended in tool calls went on, so its word is not the last."""
     return said if isinstance(said, str) and said in _FINISH else "stop"
-
-
-def _named(record: RunRecord) -> dict[str, str]:
-    return {"X-Run-Id": record.key.run, "X-Session-Id": record.session}
 
 
 OPERATIONS = (

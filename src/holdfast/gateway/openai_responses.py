@@ -6,13 +6,11 @@ session is the session's next run; one that continues an earlier one begins a se
 
 from __future__ import annotations
 
-from contextlib import aclosing, nullcontext
 from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import decode_event
@@ -21,14 +19,14 @@ from holdfast.domain.messages import Message
 from holdfast.domain.runs import OnDisconnect
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
-from holdfast.gateway.events import STREAM_HEADERS, LogStream, Offset, Opening, complete, open_log
+from holdfast.gateway.events import LogStream, Offset, Opening, open_log
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.openai_inputs import ResponseBody, asked_of, refuse_unsupported, sampling_of
 from holdfast.gateway.openai_messages import choose_agent
 from holdfast.gateway.openai_response import PREFIX, ResponseEncoder, ResponseLog
 from holdfast.gateway.openai_tools import check_takes_tools, client_tools
-from holdfast.gateway.problems import invalid, openai_document
-from holdfast.gateway.readers import Reader, pages
+from holdfast.gateway.openai_whole import WholeAnswer, named
+from holdfast.gateway.problems import invalid
 from holdfast.gateway.requests import tenant_of, trace_of
 from holdfast.gateway.routes import Answer, Operation, Query, answer
 from holdfast.gateway.runs import BY, IDEMPOTENCY_KEY, SESSION_ID, made
@@ -48,48 +46,12 @@ class Deleted(msgspec.Struct):
     deleted: bool = True
 
 
-class WholeResponse(Response):
-    """A response that is not streamed: waits for the end, then answers with the object, whatever the end was."""
+class WholeResponse(ResponseLog):
+    """The fold from a log to a response that is not streamed, whatever its end was."""
 
-    def __init__(self, gate: Gate, record: RunRecord, opening: Opening, *, listens: bool) -> None:
-        """Take the run, and whether it is stopped if the client leaves."""
-        self._gate = gate
-        self._record = record
-        self._opening = opening
-        self._listens = listens
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait, then answer; nothing is sent to a client that has left."""
-        key = self._record.key
-
-        def on_gone() -> None:
-            if self._listens:
-                self._gate.client_gone(key)
-
-        response: Response | None = None
-        with self._gate.listening(key) if self._listens else nullcontext():
-            async with Reader(self._gate, scope, receive, on_gone) as reader:
-                response = await self._answer()
-        if response is None and not reader.gone:
-            closing = HoldfastError("not_ready", "the server is closing; the run goes on", run=key.run)
-            response = answer(openai_document(closing), 503, {"Retry-After": "1"})
-        if response is not None:
-            response.headers.update({**STREAM_HEADERS, **_named(self._record)})
-            await response(scope, receive, send)
-
-    async def _answer(self) -> Response:
-        page = self._opening.page
-        log = ResponseLog(self._record)
-        for event in map(decode_event, page.events):
-            log.feed(event)
-        if not complete(page):
-            async with aclosing(pages(self._gate, self._record.key, page.first + len(page.events) - 1)) as tail:
-                async for found in tail:
-                    if isinstance(found, HoldfastError):
-                        return answer(openai_document(found), found.status)
-                    for event in map(decode_event, found.events):
-                        log.feed(event)
-        return answer(log.value())
+    def answer(self) -> Response:
+        """The object."""
+        return answer(self.value())
 
 
 async def create_response(gate: Gate, request: Request) -> Response:
@@ -134,19 +96,19 @@ async def create_response(gate: Gate, request: Request) -> Response:
     listens = on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
     opening = await open_log(gate, record.key, Offset())
     if body.stream:
-        return LogStream(gate, record.key, opening, ResponseEncoder(record), headers=_named(record), listens=listens)
+        return LogStream(gate, record.key, opening, ResponseEncoder(record), headers=named(record), listens=listens)
     if background:
-        return answer(_so_far(record, opening).value(), headers=_named(record))
-    return WholeResponse(gate, record, opening, listens=listens)
+        return answer(_so_far(record, opening).value(), headers=named(record))
+    return WholeAnswer(gate, record, opening, WholeResponse(record), listens=listens)
 
 
 async def retrieve_response(gate: Gate, request: Request) -> Response:
     """GET /v1/responses/{response}: the object as it is now, or its stream from a number on."""
     record = await gate.sessions.get(response_key(request))
     if not _streamed(request):
-        return answer(await _folded(gate, record), headers=_named(record))
+        return answer(await _folded(gate, record), headers=named(record))
     encoder = ResponseEncoder(record, _starting_after(request))
-    return LogStream(gate, record.key, await open_log(gate, record.key, Offset()), encoder, headers=_named(record))
+    return LogStream(gate, record.key, await open_log(gate, record.key, Offset()), encoder, headers=named(record))
 
 
 async def cancel_response(gate: Gate, request: Request) -> Response:
@@ -155,7 +117,7 @@ async def cancel_response(gate: Gate, request: Request) -> Response:
     record = await gate.sessions.stop(key, BY)
     if not record.state.terminal:
         record = await gate.sessions.wait(key, gate.settings.stop_grace_s + _CANCEL_MARGIN_S)
-    return answer(await _folded(gate, record), headers=_named(record))
+    return answer(await _folded(gate, record), headers=named(record))
 
 
 async def delete_response(gate: Gate, request: Request) -> Response:
@@ -240,10 +202,6 @@ def _starting_after(request: Request) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _NUMBER_DIGITS):
         raise invalid(f"starting_after={text[:64]!r} is not a sequence number", param="starting_after")
     return int(text)
-
-
-def _named(record: RunRecord) -> dict[str, str]:
-    return {"X-Run-Id": record.key.run, "X-Session-Id": record.session}
 
 
 _STREAM = ("text/event-stream",)
