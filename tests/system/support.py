@@ -9,6 +9,7 @@ import http.client
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ FULL = os.environ.get("HOLDFAST_FULL", "") not in ("", "0")
 TERMINAL = {"run.completed", "run.failed", "run.cancelled"}
 START_S = 40.0
 LIMIT_S = 30.0
+_CHANCE = random.SystemRandom()  # not the one that Hypothesis seeds
 
 
 def full(at_full_size: int, in_ci: int) -> int:
@@ -40,9 +42,12 @@ def full(at_full_size: int, in_ci: int) -> int:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """One that nobody has, below those that Linux gives to connections: none takes it before its server does."""
+    while True:
+        port = _CHANCE.randrange(10_000, 32_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def until(holds: Callable[[], Any], what: str, limit_s: float = LIMIT_S, every_s: float = 0.01) -> Any:
