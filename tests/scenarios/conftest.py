@@ -27,7 +27,9 @@ class _Started(System):
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """One server for the scenarios that leave it as they found it."""
-    with closing(_Started(tmp_path_factory.mktemp("scenario"), BLOCKING, env={})) as system:
+    with closing(
+        _Started(tmp_path_factory.mktemp("scenario"), BLOCKING, env={"HOLDFAST_SYNTHETIC_RUN_S": "0"})
+    ) as system:
         yield system
 
 
