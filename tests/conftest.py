@@ -15,6 +15,8 @@ settings.register_profile(
 )
 settings.load_profile("holdfast")
 
+FIGURES = pytest.StashKey()
+
 # Otherwise pytest-asyncio's first look at the current loop makes one that nobody closes; its ResourceWarning fails
 # whichever test the garbage collector meets it in.
 asyncio.set_event_loop(None)
@@ -49,9 +51,19 @@ def broken_telemetry():
     runtime.observe = observe
 
 
+@pytest.fixture(scope="session")
+def figures(request):
+    """Take a title and lines of measured figures, printed at the end, of tests that pass too."""
+    return request.config.stash.setdefault(FIGURES, {}).__setitem__
+
+
 def pytest_terminal_summary(terminalreporter):
-    """That the mode's tracer was there, and what it lost."""
+    """What was measured; in a broken telemetry mode, that its tracer was there and what it lost, too."""
     from holdfast.telemetry import Log
 
+    for title, lines in terminalreporter.config.stash.get(FIGURES, {}).items():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)
     for pump in Log.telemetry.pumps:
         terminalreporter.write_line(f"telemetry {pump.name}: {pump.failures} failures, {pump.dropped} dropped")

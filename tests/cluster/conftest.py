@@ -13,7 +13,6 @@ from tests.system.support import FULL
 
 HERE = Path(__file__).parent
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
-FIGURES: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 FAILED: pytest.StashKey[bool] = pytest.StashKey()
 
 
@@ -53,20 +52,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     last = nextitem is None or HERE not in nextitem.path.parents
     if HERE in item.path.parents and (last or item.stash.get(FAILED, False)):
         SHARED.close()
-
-
-@pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Callable[[str, list[str]], None]:
-    """Print measured figures at the end, of tests that pass too."""
-    said = request.config.stash.setdefault(FIGURES, {})
-    return said.__setitem__
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for title, lines in terminalreporter.config.stash.get(FIGURES, {}).items():
-        terminalreporter.section(title)
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,8 @@
 // HttpAgent of @ag-ui/client against a live server. Reads one JSON job from the arguments, prints one answer.
 import { HttpAgent, buildResumeArray } from "@ag-ui/client";
 
+import { cutting } from "./cutting.mjs";
+
 const job = JSON.parse(process.argv[2]);
 const limit = setTimeout(() => { console.error("no end within the limit"); process.exit(3); }, job.limit_ms ?? 30000);
 
@@ -8,29 +10,6 @@ const limit = setTimeout(() => { console.error("no end within the limit"); proce
 process.on("uncaughtException", (error) => {
   if (error?.message !== "terminated") { console.error(error); process.exit(1); }
 });
-
-// A fetch whose response body breaks off after so many bytes, as a network does.
-function cutting(cuts) {
-  return async (url, init) => {
-    const response = await fetch(url, init);
-    let left = cuts.shift() ?? Infinity;
-    const reader = response.body.getReader();
-    const body = new ReadableStream({
-      async pull(controller) {
-        const { done, value } = await reader.read();
-        if (done) return controller.close();
-        const piece = value.subarray(0, left);
-        left -= piece.length;
-        if (piece.length) controller.enqueue(piece);
-        if (left <= 0) {
-          await reader.cancel();
-          controller.error(new TypeError("terminated"));
-        }
-      },
-    });
-    return new Response(body, { status: response.status, headers: response.headers });
-  };
-}
 
 function make(thread, cuts = []) {
   const agent = new HttpAgent({ url: `${job.url}/ag-ui/${job.agent ?? "asker"}`, threadId: thread, fetch: cutting(cuts) });

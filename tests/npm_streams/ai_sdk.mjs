@@ -7,34 +7,11 @@ import {
 } from "ai";
 
 import { HoldfastChatTransport } from "../../clients/js/src/chat.js";
+import { cutting } from "./cutting.mjs";
 
 const job = JSON.parse(process.argv[2]);
 const limit = setTimeout(() => { console.error("no end within the limit"); process.exit(3); }, job.limit_ms ?? 30000);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-
-// A fetch whose response body breaks off after so many bytes, as a network does.
-function cutting(bytes) {
-  return async (url, init) => {
-    const response = await fetch(url, init);
-    if (bytes == null || response.body == null) return response;
-    let left = bytes;
-    const reader = response.body.getReader();
-    const body = new ReadableStream({
-      async pull(controller) {
-        const { done, value } = await reader.read();
-        if (done) return controller.close();
-        const piece = value.subarray(0, left);
-        left -= piece.length;
-        if (piece.length) controller.enqueue(piece);
-        if (left <= 0) {
-          await reader.cancel();
-          controller.error(new TypeError("terminated"));
-        }
-      },
-    });
-    return new Response(body, { status: response.status, headers: response.headers });
-  };
-}
 
 function make(id, { automatic = false, transport: given = null } = {}) {
   const seen = { ends: [], finished: null };
@@ -89,8 +66,9 @@ const jobs = {
     return Promise.all(job.chats.map(async ({ chat: id, text: prompt, cuts }) => {
       let named = ""; // the run, once its chat is told that nothing is active any more
       const run = { id: "" };
+      const breaking = cutting(cuts);
       const broken = async (url, init) => {
-        const response = await cutting(cuts.shift() ?? null)(url, init);
+        const response = await breaking(url, init);
         run.id = response.headers.get("x-run-id") ?? run.id;
         return response;
       };
@@ -116,7 +94,7 @@ const jobs = {
     const said = await Promise.all(job.chats.map(async ({ chat: id, text: prompt, cuts }) => {
       const transport = new HoldfastChatTransport({
         api: `${job.url}/api/chat`,
-        fetch: (url, init) => cutting(cuts.shift() ?? null)(url, init),
+        fetch: cutting(cuts),
         backoff: { firstS: 0.01, maxS: 0.1 },
       });
       const made = make(id, { transport });

@@ -12,7 +12,6 @@ from tests.supervision.support import CREW
 from tests.system.support import FULL, System
 
 HERE = Path(__file__).parent
-FIGURES: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 Serve = Callable[..., System]
 
 
@@ -32,20 +31,6 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         started: list[System] = []
         start.started = started  # for the log of a failure
         yield start
-
-
-@pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Callable[[str, list[str]], None]:
-    """Print measured figures at the end, of tests that pass too."""
-    said = request.config.stash.setdefault(FIGURES, {})
-    return said.__setitem__
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for title, lines in terminalreporter.config.stash.get(FIGURES, {}).items():
-        terminalreporter.section(title)
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

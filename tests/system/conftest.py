@@ -9,7 +9,6 @@ import pytest
 
 from tests.system.support import FULL, System
 
-FIGURES: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
 DIVER = "agents_under_test:diver"
 TICKER = "agents_under_test:ticker"
 
@@ -36,20 +35,6 @@ def start_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         started: list[System] = []
         start.started = started  # for the log of a failure
         yield start
-
-
-@pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Callable[[str, list[str]], None]:
-    """Print measured figures at the end, of tests that pass too."""
-    said = request.config.stash.setdefault(FIGURES, {})
-    return said.__setitem__
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for title, lines in terminalreporter.config.stash.get(FIGURES, {}).items():
-        terminalreporter.section(title)
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

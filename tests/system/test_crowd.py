@@ -58,7 +58,8 @@ async def test_a_crowd_that_listens_to_a_silent_run_hinders_no_other_and_hears_i
         watched = [await ask(_short_run_ms, system) for _ in range(ROUNDS)]
         stopped = time.monotonic()
         await ask(system.stop, run)
-        await asyncio.wait_for(asyncio.gather(*tasks), 30)
+        _, deaf = await asyncio.wait(tasks, timeout=30)
+        assert not deaf, f"{len(deaf)} did not hear of the end"
     finally:
         for task in tasks:
             task.cancel()
