@@ -68,6 +68,9 @@ async def answer_questions(questions: Questions, workers: Sequence[Named], log: 
                 except StoreUnavailable as error:
                     log.write("store_unavailable", part="questions", error=error.detail)
                     continue
+                except Exception as error:  # noqa: BLE001 - said, and asked again at the next wake
+                    log.write("loop_failed", part="questions", error=repr(error))
+                    continue
                 for question in asked:
                     if len(owner) < _AT_ONCE:
                         _ = owner.spawn(_answer(questions, question, by_name[question.worker]), "answer")
