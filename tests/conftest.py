@@ -57,13 +57,30 @@ def figures(request):
     return request.config.stash.setdefault(FIGURES, {}).__setitem__
 
 
-def pytest_terminal_summary(terminalreporter):
-    """What was measured; in a broken telemetry mode, that its tracer was there and what it lost, too."""
+def told(config):
+    """Titles and lines for the summary: what was measured, and in a broken telemetry mode what its tracer lost."""
     from holdfast.telemetry import Log
 
-    for title, lines in terminalreporter.config.stash.get(FIGURES, {}).items():
+    pumps = [f"{pump.name}: {pump.failures} failures, {pump.dropped} dropped" for pump in Log.telemetry.pumps]
+    return {**config.stash.get(FIGURES, {}), **({"telemetry of the tests' own process": pumps} if pumps else {})}
+
+
+def pytest_sessionfinish(session):
+    """A process of `-n` hands what it has to tell to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["told"] = told(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest has it only where xdist is in use
+def pytest_testnodedown(node):
+    """The one that prints takes it."""
+    for title, lines in getattr(node, "workeroutput", {}).get("told", {}).items():
+        node.config.stash.setdefault(FIGURES, {}).setdefault(title, []).extend(lines)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints all that."""
+    for title, lines in told(terminalreporter.config).items():
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)
-    for pump in Log.telemetry.pumps:
-        terminalreporter.write_line(f"telemetry {pump.name}: {pump.failures} failures, {pump.dropped} dropped")

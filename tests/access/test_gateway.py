@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast.app import Runtime
+from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import State

@@ -9,8 +9,8 @@ import httpx2
 
 from holdfast import __version__
 from holdfast.agents.generator import GeneratorAgent
-from holdfast.app import Runtime
 from holdfast.app.build import build_id, fingerprint
+from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.app import Runtime, StartError
+from holdfast.app.errors import StartError
+from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 
 

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from holdfast.agents.generator import GeneratorAgent
-from holdfast.app import Runtime
 from holdfast.app.readiness import full
+from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT
 from holdfast.ports.records import WorkerRecord

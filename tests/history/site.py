@@ -11,7 +11,7 @@ from unittest import mock
 
 import httpx2
 
-from holdfast.app import Runtime
+from holdfast.app.runtime import Runtime
 from holdfast.app.served import Served
 from holdfast.config import Settings
 from holdfast.domain.ids import LOCAL_TENANT, RunKey

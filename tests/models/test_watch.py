@@ -45,7 +45,7 @@ EMPTY = [
 CONTENT = [
     PartStartEvent(index=0, part=TextPart("a")),
     PartStartEvent(index=0, part=ThinkingPart("a")),
-    PartStartEvent(index=0, part=ToolCallPart("t")),
+    PartStartEvent(index=0, part=ToolCallPart("t", tool_call_id="c1")),
     PartStartEvent(index=0, part=FilePart(BinaryContent(b"x", media_type="image/png"))),
     PartDeltaEvent(index=0, delta=TextPartDelta("a")),
     PartDeltaEvent(index=0, delta=ThinkingPartDelta(content_delta="a")),

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from holdfast.app import Runtime, StartError, observing, startup, trial
+from holdfast.app import observing, startup, trial
+from holdfast.app.errors import StartError
+from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 from holdfast.stores.redis import facts, link
 from holdfast.telemetry import Log

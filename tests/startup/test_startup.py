@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from holdfast.app import StartError, check, startup
+from holdfast.app import startup
+from holdfast.app.checking import check
+from holdfast.app.errors import StartError
 from holdfast.app.startup import Outcome, Startup, table
 from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError

@@ -13,7 +13,10 @@ def refuse(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
         raise SystemExit(f"network at import: {event} {arguments}")
 sys.addaudithook(refuse)
-import holdfast.app.child, holdfast.app.runtime
+import holdfast.app.child
+if "holdfast.gateway" in sys.modules:
+    raise SystemExit("a worker imported the gateway")
+import holdfast.app.runtime
 heavy = [name for name in ("opentelemetry.sdk", "opentelemetry.exporter", "langfuse") if name in sys.modules]
 if heavy:
     raise SystemExit(f"imported: {heavy}")

@@ -71,14 +71,15 @@ def check(agents: tuple[str, ...], as_json: bool, **options: Any) -> None:
     Serves nothing, takes no port, and may be used beside a server that runs.
     """
     settings = _asked(agents, options, rehearsal=False)
-    from holdfast import app
+    from holdfast.app.checking import check
+    from holdfast.app.startup import table
     from holdfast.telemetry import Log
 
-    report = app.check(settings, list(agents), Log(stream=io.StringIO()))
+    report = check(settings, list(agents), Log(stream=io.StringIO()))
     if as_json:
         click.echo(json.dumps({**report.document(), "ok": not report.failed}))
     else:
-        click.echo("\n".join(app.table(report)))
+        click.echo("\n".join(table(report)))
         click.echo(f"{len(report.broken)} of {len(report.findings)} failed" if report.failed else "all well")
     raise click.exceptions.Exit(_FAILED if report.failed else 0)
 
@@ -99,11 +100,12 @@ def worker(agents: tuple[str, ...], **options: Any) -> None:
     settings = _settings(options)
     if not (agents or settings.model):
         _refuse(_NOTHING_TO_SERVE)
-    from holdfast import app
+    from holdfast.app.errors import StartError
+    from holdfast.app.working import work
 
     try:
-        code = app.work(settings, list(agents), announce=click.echo)
-    except app.StartError as error:
+        code = work(settings, list(agents), announce=click.echo)
+    except StartError as error:
         _refuse(str(error))
     raise click.exceptions.Exit(code)
 
@@ -143,11 +145,12 @@ def _asked(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -
 
 def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
     settings = _asked(agents, options, rehearsal=rehearsal)
-    from holdfast import app
+    from holdfast.app.errors import StartError
+    from holdfast.app.serving import serve
 
     try:
-        code = app.serve(settings, list(agents), announce=click.echo, rehearsal=rehearsal)
-    except app.StartError as error:
+        code = serve(settings, list(agents), announce=click.echo, rehearsal=rehearsal)
+    except StartError as error:
         _refuse(str(error))
     raise click.exceptions.Exit(code)
 
