@@ -214,6 +214,42 @@ async def test_a_chain_is_a_session_and_a_fork_is_a_copy(here: Site, client: ope
     ]  # fmt: skip
 
 
+async def test_of_two_that_continue_one_response_at_once_one_is_a_fork(here: Site, client: openai.AsyncOpenAI) -> None:
+    """Neither is given what the other asked, and neither ends the other."""
+    first, _ = await asyncio.gather(client.responses.create(model="any", input="q1"), said(here, "a1"))
+    asked = [
+        client.responses.create(model="any", input=text, previous_response_id=first.id, background=True)
+        for text in ("q2", "q3")
+    ]
+    both = await asyncio.gather(*asked)
+    sessions = {(await record(here, each)).session for each in both}
+    assert len(sessions) == 2
+    assert (await record(here, first)).session in sessions
+    assert [(await record(here, each)).stopping for each in both] == [None, None]
+
+
+@pytest.mark.parametrize("continued", ["the last", "an earlier one"])
+async def test_a_repeat_of_a_continued_response_is_told_of_the_same(
+    here: Site, client: openai.AsyncOpenAI, continued: str
+) -> None:
+    """By then what it continues is not the last any more: its own first try is."""
+    first, _ = await asyncio.gather(client.responses.create(model="any", input="q1"), said(here, "a1"))
+    if continued == "an earlier one":
+        more = client.responses.create(model="any", input="more", previous_response_id=first.id)
+        await asyncio.gather(more, said(here, "more"))
+    asked = [
+        await client.responses.create(
+            model="any",
+            input="q2",
+            previous_response_id=first.id,
+            background=True,
+            extra_headers={"Idempotency-Key": "k1"},
+        )
+        for _ in range(2)
+    ]
+    assert asked[0].id == asked[1].id
+
+
 async def test_a_deleted_response_is_forgotten(here: Site, client: openai.AsyncOpenAI) -> None:
     """Neither its log, nor its record, nor what it left in the conversation can be read; what works is stopped."""
     first, _ = await asyncio.gather(client.responses.create(model="any", input="secret"), said(here, "a1"))

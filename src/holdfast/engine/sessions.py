@@ -48,6 +48,7 @@ class StartRequest(msgspec.Struct, frozen=True):
 
     input: str
     session: str = ""  # "" makes a new one
+    follows: str = ""  # a run of the session: where it is not the last, a new session begins that is a copy up to it
     agent: str = ""  # "" is the first served
     on_busy: Policy = Policy.SUPERSEDE
     on_disconnect: str = "continue"
@@ -134,6 +135,7 @@ class Sessions:
             session=request.session or new_session_id(),
             spec=_spec(request, agent, key, self._version),
             policy=request.on_busy,
+            follows=request.follows,
             idempotency_key=request.idempotency_key,
             body_hash=_body_hash(request),
             limits=self._limits(request, agent),
@@ -142,6 +144,9 @@ class Sessions:
         if not synthetic:
             self._log.write("stream_requested", trace=new.spec.trace, run=key.run, session=new.session)
         created = await self._store.create(new)
+        if created.status is Status.MOVED:
+            new = await self._forked(new)
+            created = await self._store.create(new)
         return self._judge(created, new)
 
     async def get(self, key: RunKey) -> RunRecord:
@@ -228,15 +233,6 @@ class Sessions:
             queue=[r for r in reversed(queued) if r.key.run != active],
         )
 
-    async def said_until(self, key: RunKey, session: str) -> list[Message]:
-        """What a session's runs up to an ended one left, that one included; gone is raised where it left nothing."""
-        said: list[Message] = []
-        for entry in await self._store.history(key.tenant, session):
-            said += [*entry.before, *entry.messages]
-            if entry.run == key.run:
-                return said
-        raise HoldfastError("gone", f"what run {key.run} left was deleted", run=key.run)
-
     async def forget(self, tenant: str, session: str, by: str) -> None:
         """Stop a session's runs and forget it, or unknown_session."""
         await self.session(tenant, session)
@@ -293,6 +289,24 @@ class Sessions:
     async def health(self) -> dict[str, Any]:
         """The store's facts."""
         return await self._store.health()
+
+    async def _forked(self, new: NewRun) -> NewRun:
+        """The same prompt in a new session that begins with what `new.session` had after the run that it follows."""
+        followed = await self.get(RunKey(new.key.tenant, new.follows))
+        if not followed.state.terminal:
+            raise HoldfastError(
+                "invalid_request",
+                f"run {new.follows} has not ended, and is not the last of its session",
+                remedy="wait for its end, or continue the last run of the session",
+                run=new.follows,
+            )
+        said: list[Message] = []
+        for entry in await self._store.history(new.key.tenant, new.session):
+            said += [*entry.before, *entry.messages]
+            if entry.run == new.follows:
+                spec = msgspec.structs.replace(new.spec, context=[*said, *new.spec.context])
+                return msgspec.structs.replace(new, session=new_session_id(), follows="", spec=spec)
+        raise HoldfastError("gone", f"what run {new.follows} left was deleted", run=new.follows)
 
     def _agent(self, name: str) -> AgentInfo:
         served = self._agents()

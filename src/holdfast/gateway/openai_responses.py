@@ -15,7 +15,6 @@ from starlette.responses import Response
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import decode_event
 from holdfast.domain.ids import RunKey
-from holdfast.domain.messages import Message
 from holdfast.domain.runs import OnDisconnect
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
@@ -65,7 +64,7 @@ async def create_response(gate: Gate, request: Request) -> Response:
     if tools or asked.goes_on:
         check_takes_tools(agent, agents)
     tenant = tenant_of(request)
-    session, copied = await _place(gate, tenant, body, request.headers.get("x-session-id", ""))
+    session, follows = await _place(gate, tenant, body, request.headers.get("x-session-id", ""))
     background = bool(body.background)
     on_disconnect = body.on_disconnect or (OnDisconnect.CONTINUE if background else OnDisconnect.CANCEL)
     if background and on_disconnect is OnDisconnect.CANCEL:
@@ -75,13 +74,14 @@ async def create_response(gate: Gate, request: Request) -> Response:
         StartRequest(
             input="" if asked.goes_on else check_input(asked.prompt, gate.settings.input_bytes),
             session=session,
+            follows=follows,
             agent=agent,
             on_busy=body.on_busy,
             on_disconnect=on_disconnect,
             metadata=check_metadata(body.metadata or {}),
             instructions=asked.instructions,
             settings=sampling_of(body),
-            context=[*copied, *asked.context],
+            context=asked.context,
             remember=True,
             tools=tools,
             request=_repeated(body),
@@ -141,21 +141,15 @@ def _key(tenant: str, response: str, param: str | None = None) -> RunKey:
     return RunKey(tenant, check_id(run, "the response id"))
 
 
-async def _place(gate: Gate, tenant: str, body: ResponseBody, session: str) -> tuple[str, list[Message]]:
-    """The session of a new response, and what is copied into it."""
+async def _place(gate: Gate, tenant: str, body: ResponseBody, session: str) -> tuple[str, str]:
+    """The session of a new response, and the run of it that it follows."""
     previous = body.previous_response_id
     if previous is None:
-        return check_id(session, "X-Session-Id") if session else "", []
+        return check_id(session, "X-Session-Id") if session else "", ""
     if session:
         raise invalid("send previous_response_id or X-Session-Id, not both", param="previous_response_id")
-    key = _key(tenant, previous, "previous_response_id")
-    record = await gate.sessions.get(key)
-    newest = await gate.sessions.list_runs(tenant, record.session, None, 1, "")
-    if newest and newest[0].key == key:
-        return record.session, []
-    if not record.state.terminal:
-        raise invalid(f"{previous} has not ended, and is not the last of its session", param="previous_response_id")
-    return "", await gate.sessions.said_until(key, record.session)
+    record = await gate.sessions.get(_key(tenant, previous, "previous_response_id"))
+    return record.session, record.key.run
 
 
 def _repeated(body: ResponseBody) -> dict[str, Any]:

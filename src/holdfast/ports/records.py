@@ -22,6 +22,7 @@ class Status(StrEnum):
     EXISTS = "exists"  # create: this id or idempotency key with this body made a run already
     CONFLICT = "conflict"  # create: this idempotency key or id with another body
     BUSY = "busy"  # create: policy reject, or too many queued behind; steer: too many unread
+    MOVED = "moved"  # create: the run that it follows is not the last of the session any more
     OVERLOADED = "overloaded"  # create: a cap is reached, see `Created.shed`
     STEERED = "steered"  # create with policy steer: handed to the active run
     FENCED = "fenced"  # the caller does not hold the run (any more); write nothing more
@@ -117,6 +118,7 @@ class NewRun(msgspec.Struct, frozen=True):
     idempotency_key: str = ""
     body_hash: str = ""
     limits: Limits = Limits()
+    follows: str = ""  # a run that must be the last of the session, where that matters
     listener_ms: int = 0  # over 0: it is stopped unless `listen` is called for it at least this often
 
 

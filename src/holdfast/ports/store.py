@@ -109,8 +109,8 @@ class RunStore(Protocol):
     async def create(self, new: NewRun) -> Created:
         """Make a run, in a session that its policy decides about.
 
-        Order of checks: idempotency key, run id, policy, admission. supersede flags the active run and ends all
-        queued ones in the same step. The log begins with run.created.
+        Order of checks: idempotency key, run id, what it follows, policy, admission. supersede flags the active run
+        and ends all queued ones in the same step. The log begins with run.created.
 
         Admission counts the unfinished and the queued runs, of the tenant, then of the deployment. A prompt that
         supersedes at least one run takes its place and is not counted anew, whatever the caps say.

@@ -45,6 +45,7 @@ def new_run(
     idempotency_key: str = "",
     body_hash: str = "",
     limits: Limits = CALM,
+    follows: str = "",
 ) -> NewRun:
     """A create with limits that do not matter unless given."""
     return NewRun(
@@ -55,6 +56,7 @@ def new_run(
         idempotency_key=idempotency_key,
         body_hash=body_hash,
         limits=limits,
+        follows=follows,
     )
 
 

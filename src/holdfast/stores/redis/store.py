@@ -128,6 +128,7 @@ class RedisStore:
             *(limits.deadline_ms, limits.queue_timeout_ms, limits.session_wait_ms, limits.attempts_max),
             *(limits.queued_behind_max, limits.runs_active_max, new.listener_ms),
             *(limits.runs_queued_max, limits.tenant_active_max, limits.tenant_queued_max, DRAIN_MS, DRAIN_RUNS),
+            new.follows,
             *(msgspec.json.encode(spec), spec.trace, int(spec.rehearsal), created, spec.input),
         )
         ended = [run.decode() for run in more[0]] if more else []

@@ -16,10 +16,12 @@ from holdfast.stores.sqlite.tx import Tx
 
 
 def create(tx: Tx, new: NewRun) -> Created:
-    """Idempotency key, id, policy, admission: in this order, and nothing is changed before all have passed."""
+    """Idempotency key, id, what it follows, policy, admission: in this order; nothing is changed before all passed."""
     before = _made_before(tx, new)
     if before is not None:
         return before
+    if new.follows and _last(tx, new) != new.follows:
+        return Created(Status.MOVED, None)
     active = _active(tx, new)
     behind = _behind(tx, new)
     policy = new.policy
@@ -99,6 +101,13 @@ def _steered_before(tx: Tx, new: NewRun) -> Created | None:
 
 def _steer_keys(new: NewRun) -> list[str]:
     return [*([f"key:{new.idempotency_key}"] if new.idempotency_key else []), f"id:{new.key.run}"]
+
+
+def _last(tx: Tx, new: NewRun) -> str | None:
+    """The session's newest run that is not gone."""
+    last = "SELECT id FROM runs WHERE tenant = ? AND session = ? AND gone = 0 ORDER BY n DESC LIMIT 1"
+    found = tx.one(last, new.key.tenant, new.session)
+    return found["id"] if found is not None else None
 
 
 def _active(tx: Tx, new: NewRun) -> sqlite3.Row | None:

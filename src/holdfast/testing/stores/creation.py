@@ -12,10 +12,11 @@ from holdfast.domain.events import EventType
 from holdfast.domain.runs import Policy, Reason, State
 from holdfast.ports.store import Status
 from holdfast.testing.build import CALM, new_run
-from holdfast.testing.harness import StoreCase
+from holdfast.testing.harness import StoreCase, StoreHarness
 from holdfast.testing.rig import Rig, timeless
 
 QUEUED_BEHIND_MAX = 16
+FOLLOWERS = 8
 
 
 class Creation(StoreCase):
@@ -181,3 +182,25 @@ class Creation(StoreCase):
         assert sorted(a.status for a in answers) == [Status.EXISTS] * 19 + [Status.OK]
         (made,) = await rig.runs()
         assert {a.record.key for a in answers if a.record} == {made.key}
+
+    async def test_of_many_that_follow_one_run_at_once_one_does(self, rig: Rig, harness: StoreHarness) -> None:
+        """Two requests continue one response: the second must not be given what the first one asked."""
+        last = await rig.create("s1")
+        other = await harness.another()
+        policies = (Policy.SUPERSEDE, Policy.ENQUEUE)
+        news = [new_run("s1", policy=policies[n % 2], follows=last.run) for n in range(FOLLOWERS)]
+        answers = await asyncio.gather(*((rig.store, other)[n % 2].create(new) for n, new in enumerate(news)))
+        found = [a.status for a in answers]
+        assert sorted(found) == [*[Status.MOVED] * (FOLLOWERS - 1), Status.OK]
+        first = news[found.index(Status.OK)]
+        again = await rig.store.create(first)
+        assert again.status is Status.EXISTS, "a repeat is told of what it made, not that it is late"
+
+    async def test_nothing_follows_a_run_of_another_session_or_none(self, rig: Rig) -> None:
+        """Whoever holds an id that is not the session's makes nothing and ends nothing."""
+        other, last = await rig.create("s2"), await rig.create("s1")
+        for run in (other.run, "r_none"):
+            refused = await rig.store.create(new_run("s1", policy=Policy.SUPERSEDE, follows=run))
+            assert (refused.status, refused.record) == (Status.MOVED, None)
+        assert (await rig.record(last)).state is State.QUEUED
+        assert [r.key for r in await rig.runs()] == [last, other]

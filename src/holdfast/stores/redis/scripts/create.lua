@@ -1,14 +1,14 @@
 #!lua
 -- with: rows log queue inbox ends stopping record
--- Idempotency key, id, policy, admission: in this order, and nothing is changed before all have passed.
+-- Idempotency key, id, what it follows, policy, admission: in this order, and nothing is changed before all have passed.
 -- Compositions of the runs that a supersede ends follow after the arguments.
 local tenant, id, session, policy, idem, body_hash = unpack(ARGV, 1, 6)
 local deadline_ms, queue_timeout_ms, session_wait_ms, attempts_max = unpack(ARGV, 7, 10)
 local behind_max, active_max, listener_ms = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 local queued_max, tenant_active_max, tenant_queued_max = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 local drain_ms, drain_runs = tonumber(ARGV[17]), tonumber(ARGV[18])
-local spec, trace, rehearsal, created, input = unpack(ARGV, 19, 23)
-take_composed(24)
+local follows, spec, trace, rehearsal, created, input = unpack(ARGV, 19, 24)
+take_composed(25)
 local uid, suid = uid_of(tenant, id), uid_of(tenant, session)
 local steers = P .. 'steers:' .. tenant
 
@@ -24,6 +24,10 @@ for _, field in ipairs(steer_fields) do
     local row = find(string.sub(steered, at + 1))
     if row then return {string.sub(steered, 1, at - 1) == body_hash and 'steered' or 'conflict', record(row)} end
   end
+end
+
+if follows ~= '' and call('ZREVRANGE', P .. 'sruns:' .. suid, 0, 0)[1] ~= uid_of(tenant, follows) then
+  return {'moved', false}
 end
 
 local active_uid = call('HGET', session_key(suid), 'active')
