@@ -392,6 +392,7 @@ def by_name(rule: Callable[..., object]) -> str:
     return rule.__name__
 
 
+@pytest.mark.timeout(60)  # the first parses all modules
 @pytest.mark.parametrize("rule", RULES, ids=by_name)
 def test_sources_keep_the_rule(rule: Callable[[Source], Iterator[Finding]]) -> None:
     """A rule that only people remember is broken within a month."""

@@ -73,6 +73,21 @@ const jobs = {
     await going;
     return [report(first), report(second)];
   },
+  // A tool of the page's own: it answers each call that has no result, and runs again.
+  async tools() {
+    const made = make(job.thread);
+    say(made, job.text);
+    await go(made, { tools: job.tools, runId: `${job.thread}-1` });
+    const results = new Set(made.agent.messages.map((m) => m.toolCallId));
+    const open = made.agent.messages.flatMap((m) => m.toolCalls ?? []).filter((call) => !results.has(call.id));
+    for (const call of open) made.agent.addMessage({ id: `r-${call.id}`, role: "tool", toolCallId: call.id, ...job.result });
+    const sent = [...made.agent.messages];
+    await go(made, { tools: job.tools, runId: `${job.thread}-2` });
+    const again = make(job.thread);
+    again.agent.messages = sent;
+    await go(again, { tools: job.tools, runId: `${job.thread}-2` });
+    return { ...report(made), open, again: report(again) };
+  },
   // A page of a thread that somebody else began.
   async join() {
     const made = make(job.thread);

@@ -154,3 +154,28 @@ def test_an_unclear_answer_decides_nothing(site: System) -> None:
         assert site.http.ask("POST", "/ag-ui/asker", {**body, "runId": "b", "resume": [entry]})[0] == 422
     assert site.record(run)["state"] == "waiting"
     site.stop(run)
+
+
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [({"content": "sunny"}, ("success", "sunny")), ({"content": "", "error": "no net"}, ("failed", "no net"))],
+    ids=["a result", "an error"],
+)
+def test_a_tool_of_the_page_is_called_and_its_result_goes_on(
+    url: str, site: System, result: dict[str, Any], kept: tuple[str, str], request: pytest.FixtureRequest
+) -> None:
+    """Frontend tools are what AG-UI is for: the run ends with the call open, the page's next run has the result."""
+    thread = f"ag-tools-{request.node.callspec.id.replace(' ', '-')}-{url.rpartition(':')[2]}"
+    tool = {"name": "weather", "description": "Of a city", "parameters": {"type": "object", "properties": {}}}
+    text = '!say looking\n!tool look {"at": "x"}\n!tool weather {"city": "Oslo"}\n!say it is done'
+    seen = ask(url, "tools", thread=thread, text=text, tools=[tool], result=result)
+    assert [(c["function"]["name"], c["function"]["arguments"]) for c in seen["open"]] == [
+        ("weather", '{"city": "Oslo"}')
+    ]
+    assert (seen["text"], seen["error"]) == ("lookingit is done", None)
+    assert [end["outcome"]["type"] for end in seen["ends"]] == ["success", "success"]
+    again = seen["again"]
+    assert (again["run"], again["text"], again["error"]) == (seen["run"], seen["text"], None)
+    said = site.http.get(f"/api/sessions/{thread}")["messages"]
+    assert len([m for m in said if m["role"] == "user"]) == 1
+    assert [(m["outcome"], m["result"]) for m in said if m["role"] == "tool"] == [("success", "seen x"), kept]

@@ -7,6 +7,8 @@ import pytest
 
 from tests.system.support import System
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
 NAME = "weather"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 CHAT = [{"type": "function", "function": {"name": NAME, "description": "Of a city", "parameters": SCHEMA}}]
@@ -64,3 +66,18 @@ def test_a_response_goes_on_with_the_result_and_so_does_a_fork(client: openai.Op
     third = client.responses.create(model="diver", input="!say on", previous_response_id=second.id)
     fork = client.responses.create(model="diver", input="!say fork", previous_response_id=second.id)
     assert (third.output_text, fork.output_text) == ("on", "fork")
+
+
+@pytest.mark.parametrize("last", ["a tool", "the user"])
+def test_a_result_that_nobody_asked_for_is_refused(client: openai.OpenAI, last: str) -> None:
+    """A model that is told of a call it never made answers nonsense; the client hears of its mistake."""
+    named = {"X-Session-Id": f"client-tools-{last.replace(' ', '-')}"}
+    messages: list[Any] = [{"role": "tool", "tool_call_id": "call_nobody", "content": "rain"}]
+    messages += [{"role": "user", "content": "!say hi"}] if last == "the user" else []
+    with pytest.raises(openai.UnprocessableEntityError, match="answers no call"):
+        client.chat.completions.create(model="diver", messages=messages, tools=CHAT, extra_headers=named)
+    first = client.responses.create(model="diver", input="!say hi")
+    output: Any = [{"type": "function_call_output", "call_id": "call_nobody", "output": "snow"}]
+    output += [{"role": "user", "content": "!say hi"}] if last == "the user" else []
+    with pytest.raises(openai.UnprocessableEntityError, match="answers no call"):
+        client.responses.create(model="diver", input=output, previous_response_id=first.id, tools=RESPONSES)

@@ -233,6 +233,19 @@ class Sessions:
             queue=[r for r in reversed(queued) if r.key.run != active],
         )
 
+    async def history(self, tenant: str, session: str) -> list[HistoryEntry]:
+        """What the ended runs of a session left, in order; nothing where there is no such session."""
+        return await self._store.history(tenant, session)
+
+    async def handed(self, tenant: str, session: str) -> dict[str, str]:
+        """The calls that ended runs of a session left to their client, answered by it or not: each with its tool."""
+        left: dict[str, str] = {}
+        for entry in await self._store.history(tenant, session):
+            for message in entry.messages:
+                left |= {call.call: call.name for call in message.calls}
+                left.pop(message.call, None)
+        return left
+
     async def forget(self, tenant: str, session: str, by: str) -> None:
         """Stop a session's runs and forget it, or unknown_session."""
         await self.session(tenant, session)

@@ -1,8 +1,8 @@
 """/ag-ui/{agent}: AG-UI 1.0. A thread is a session; a RunAgentInput starts a run, answers one, or comes back to one.
 
 The protocol has one request. Which of the three it is follows from it: with `resume` it answers what the thread's run
-waits for; with a `runId` that was sent before it comes back to that run; with a last message that is not the user's it
-comes back to what is active; else it starts a run.
+waits for; with a `runId` that was sent before it comes back to that run; with a last message that is the user's, or the
+result of a tool of the client's own, it starts a run; else it comes back to what is active.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from holdfast.domain.errors import HoldfastError
+from holdfast.domain.messages import Message
 from holdfast.domain.runs import OnDisconnect, Policy, State
 from holdfast.engine.sessions import StartRequest
-from holdfast.gateway.ag_ui_encoder import AGUIEncoder, conversation
+from holdfast.gateway.ag_ui_encoder import AGUIEncoder, conversation, messages_of
 from holdfast.gateway.ai_sdk import active_run, attended, last_wait
 from holdfast.gateway.bodies import check_input, check_metadata, read_json
 from holdfast.gateway.events import LogStream, Offset, open_log
 from holdfast.gateway.gate import Gate
+from holdfast.gateway.openai_tools import check_takes_tools, client_tools
 from holdfast.gateway.problems import invalid
 from holdfast.gateway.requests import tenant_of, trace_of
 from holdfast.gateway.routes import Answer, Operation
@@ -30,11 +32,13 @@ from holdfast.ports.store import RunRecord, Status
 PROTOCOL = "ag-ui"
 
 
-class AGUIMessage(msgspec.Struct):
-    """A message as the client has it; the last user message is read, all are given back in a snapshot."""
+class AGUIMessage(msgspec.Struct, rename="camel"):
+    """A message as the client has it; what came after the last answer is read, all are given back in a snapshot."""
 
     role: str
     content: Any = None
+    tool_call_id: str = ""
+    error: Any = None
 
 
 class ResumeEntry(msgspec.Struct, rename="camel"):
@@ -76,24 +80,32 @@ class RunAgentInput(msgspec.Struct, rename="camel"):
 async def run_agent(gate: Gate, request: Request) -> Response:
     """POST /ag-ui/{agent}: start, answer or come back; the run's events either way."""
     body = await read_json(request, RunAgentInput, gate.settings.body_bytes)
-    if body.tools:
-        raise invalid("tools are the agent's own and run on the server; send none")
-    messages = _checked(body.messages)
+    tenant, messages, agent = tenant_of(request), _checked(body.messages), _agent(gate, request)
+    tools = client_tools(_functions(body.tools), None, nested=False)
     if body.resume:
         return await _answer(gate, request, body)
-    last = messages[-1] if messages else None
-    if last is None or last.role != "user":
-        record = await active_run(gate, tenant_of(request), body.thread_id)
+    asks = bool(messages) and messages[-1].role == "user"
+    results = await _results(gate, tenant, body.thread_id, messages)
+    if not (asks or results):
+        record = await active_run(gate, tenant, body.thread_id)
         if record is None:
-            raise invalid("the last message is not the user's, and nothing in this thread is active")
+            raise invalid(
+                "the last message is neither the user's nor the result of a tool of the client's, "
+                "and nothing in this thread is active"
+            )
         return await _stream(gate, record, body, back=True)
+    if tools or results:
+        check_takes_tools(agent, list(gate.sessions.agents()))
     extra = body.forwarded_props or ForwardedProps()
     created = await gate.sessions.start(
-        tenant_of(request),
+        tenant,
         StartRequest(
-            input=check_input(_text(last.content), gate.settings.input_bytes),
+            input=check_input(_text(messages[-1].content), gate.settings.input_bytes) if asks else "",
             session=body.thread_id,
-            agent=_agent(gate, request),
+            agent=agent,
+            context=results,
+            remember=True,
+            tools=tools,
             on_busy=extra.on_busy,
             on_disconnect=extra.on_disconnect,
             deadline_s=extra.deadline_s,
@@ -107,6 +119,27 @@ async def run_agent(gate: Gate, request: Request) -> Response:
         ),
     )
     return await _stream(gate, made(created), body, back=created.status is Status.EXISTS)
+
+
+async def _results(gate: Gate, tenant: str, thread: str, messages: list[AGUIMessage]) -> list[Message]:
+    """Results of the client's tools that came after the last answer: of calls that earlier runs handed over."""
+    answered = max((n for n, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    sent = {message.tool_call_id: message for message in messages[answered + 1 :] if message.role == "tool"}
+    if not sent:
+        return []
+    handed = await gate.sessions.handed(tenant, thread)
+    return [_result(call, handed[call], message) for call, message in sent.items() if call in handed]
+
+
+def _result(call: str, name: str, message: AGUIMessage) -> Message:
+    failed = message.error not in (None, "")
+    text = _text(message.content) or (str(message.error) if failed else "")
+    return Message(role="tool", call=call, name=name, outcome="failed" if failed else "success", result=text)
+
+
+def _functions(tools: list[Any] | None) -> list[Any] | None:
+    """The client's tools in the form that OpenAI's APIs have them in; what is no object stays as it is."""
+    return None if tools is None else [{**t, "type": "function"} if isinstance(t, dict) else t for t in tools]
 
 
 async def _answer(gate: Gate, request: Request, body: RunAgentInput) -> Response:
@@ -144,10 +177,11 @@ async def _stream(
 
 async def _before(gate: Gate, record: RunRecord) -> list[dict[str, Any]]:
     """The conversation up to a run, and its input."""
-    history = (await gate.sessions.view(record.key.tenant, record.session)).history
+    history = await gate.sessions.history(record.key.tenant, record.session)
     runs = [entry.run for entry in history]
     said = history[: runs.index(record.key.run)] if record.key.run in runs else history
-    return [*conversation(said), {"id": f"{record.key.run}-m0", "role": "user", "content": record.spec.input}]
+    asked = [{"id": f"{record.key.run}-m0", "role": "user", "content": record.spec.input}] if record.spec.input else []
+    return [*conversation(said), *messages_of(record.key.run, record.spec.before, "b"), *asked]
 
 
 def _decision(entry: ResumeEntry, kinds: dict[str, str | None]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from holdfast.domain.events import EventType, decode_event, encode_json
-from holdfast.domain.messages import HistoryEntry
+from holdfast.domain.messages import HistoryEntry, Message
 from holdfast.ports.store import Page, RunRecord
 
 _NOTICES: Final = frozenset({EventType.MODEL_RETRIED, EventType.RUN_STALLED, EventType.DEGRADED})
@@ -133,6 +133,7 @@ class AGUIEncoder:
             snapshot: Say first, in one snapshot, what `after` leaves out.
         """
         self._run = record.key.run
+        self._client_tools = frozenset(tool.name for tool in record.spec.tools)
         self._ids = {"threadId": thread, "runId": run}
         self._before = before
         self._after = after
@@ -299,7 +300,9 @@ class AGUIEncoder:
         if kind == EventType.RUN_COMPLETED and isinstance(output, str) and output and not shown:
             out += self._delta(max(self._parts, default=-1) + 1, output, text_kind=True)
         out += [end for item in self._open() for end in _ends(item)]
-        out += [call.finish(_OPEN, "interrupted") for call in self._calls.values() if call.result is None]
+        handed = self._client_tools if kind == EventType.RUN_COMPLETED else frozenset[str]()
+        left = [call for call in self._calls.values() if call.result is None and call.name not in handed]
+        out += [call.finish(_OPEN, "interrupted") for call in left]
         self._ended = True
         reason = str(event.get("reason", "finished"))
         more = {"metadata": {"finishedReason": reason}, "usage": [_usage(event.get("usage") or {})]}
@@ -318,18 +321,26 @@ class AGUIEncoder:
 
 def conversation(history: Iterable[HistoryEntry]) -> list[Event]:
     """What a session's earlier runs said, as messages; ids follow from their runs."""
+    return [
+        said
+        for entry in history
+        for said in (*messages_of(entry.run, entry.before, "b"), *messages_of(entry.run, entry.messages, "m"))
+    ]
+
+
+def messages_of(run: str, messages: Iterable[Message], kind: str) -> list[Event]:
+    """A run's neutral messages; `kind` tells those before its input from its own."""
     said: list[Event] = []
-    for entry in history:
-        for n, message in enumerate(entry.messages):
-            named: Event = {"id": f"{entry.run}-m{n}"}
-            if message.role == "tool":
-                said.append(tool_message(message.call, _as_text(message.result)))
-            elif message.role == "user":
-                said.append({**named, "role": "user", "content": message.text})
-            else:
-                calls = [_tool_call(c.call, {"name": c.name, "arguments": _as_text(c.args)}) for c in message.calls]
-                text = {"content": message.text} if message.text or not calls else {}
-                said.append({**named, "role": "assistant", **text, **({"toolCalls": calls} if calls else {})})
+    for n, message in enumerate(messages):
+        named: Event = {"id": f"{run}-{kind}{n}"}
+        if message.role == "tool":
+            said.append(tool_message(message.call, _as_text(message.result)))
+        elif message.role == "user":
+            said += [{**named, "role": "user", "content": message.text}] if message.text else []
+        else:
+            calls = [_tool_call(c.call, {"name": c.name, "arguments": _as_text(c.args)}) for c in message.calls]
+            text = {"content": message.text} if message.text or not calls else {}
+            said.append({**named, "role": "assistant", **text, **({"toolCalls": calls} if calls else {})})
     return said
 
 

@@ -23,7 +23,7 @@ from holdfast.gateway.bodies import check_id, check_input, check_metadata, idemp
 from holdfast.gateway.events import LogStream, Offset, open_log
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.openai_messages import ChatBody, choose_agent, conversation, refuse_unsupported, sampling
-from holdfast.gateway.openai_tools import Handed, check_takes_tools, client_tools
+from holdfast.gateway.openai_tools import Handed, check_answers, check_takes_tools, client_tools
 from holdfast.gateway.openai_whole import WholeAnswer, named
 from holdfast.gateway.problems import OpenAIError, openai_document
 from holdfast.gateway.requests import tenant_of, trace_of
@@ -222,8 +222,11 @@ async def create_completion(gate: Gate, request: Request) -> Response:
     agent = choose_agent(body.model, [each.name for each in agents])
     if tools or asked.goes_on:
         check_takes_tools(agent, agents)
+    tenant = tenant_of(request)
+    if session:
+        await check_answers(gate, tenant, session, asked.context, "messages")
     created = await gate.sessions.start(
-        tenant_of(request),
+        tenant,
         StartRequest(
             input="" if asked.goes_on else check_input(asked.prompt, gate.settings.input_bytes),
             session=session,

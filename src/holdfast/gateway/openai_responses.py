@@ -23,7 +23,7 @@ from holdfast.gateway.gate import Gate
 from holdfast.gateway.openai_inputs import ResponseBody, asked_of, refuse_unsupported, sampling_of
 from holdfast.gateway.openai_messages import choose_agent
 from holdfast.gateway.openai_response import PREFIX, ResponseEncoder, ResponseLog
-from holdfast.gateway.openai_tools import check_takes_tools, client_tools
+from holdfast.gateway.openai_tools import check_answers, check_takes_tools, client_tools
 from holdfast.gateway.openai_whole import WholeAnswer, named
 from holdfast.gateway.problems import invalid
 from holdfast.gateway.requests import tenant_of, trace_of
@@ -65,6 +65,8 @@ async def create_response(gate: Gate, request: Request) -> Response:
         check_takes_tools(agent, agents)
     tenant = tenant_of(request)
     session, follows = await _place(gate, tenant, body, request.headers.get("x-session-id", ""))
+    if session:
+        await check_answers(gate, tenant, session, asked.context, "input")
     background = bool(body.background)
     on_disconnect = body.on_disconnect or (OnDisconnect.CONTINUE if background else OnDisconnect.CANCEL)
     if background and on_disconnect is OnDisconnect.CANCEL:

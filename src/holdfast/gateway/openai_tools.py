@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from holdfast.domain.events import EventType, encode_json
-from holdfast.domain.messages import ClientTool
+from holdfast.domain.messages import ClientTool, Message
+from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import invalid
 from holdfast.ports.agent import AgentInfo
 
@@ -41,6 +43,19 @@ def check_takes_tools(agent: str, served: list[AgentInfo]) -> None:
     found = next((each for each in served if agent in ("", each.name)), None)
     if found is not None and found.kind not in _TAKE_TOOLS:
         raise invalid(f"agent {found.name} runs its own tools only, and takes none with a request", param="tools")
+
+
+async def check_answers(gate: Gate, tenant: str, session: str, context: Sequence[Message], param: str) -> None:
+    """Raise invalid_request where `context` has a result that no call of its own and none of the session asked for."""
+    own = {call.call for message in context for call in message.calls}
+    sent = [message.call for message in context if message.role == "tool" and message.call not in own]
+    handed = await gate.sessions.handed(tenant, session) if sent else {}
+    for call in sent:
+        if call not in handed:
+            raise invalid(
+                f"{param}: the result of {call[:200]!r} answers no call that session {session} left to its client",
+                param=param,
+            )
 
 
 def response_format(asked: dict[str, Any] | None, param: str, *, nested: bool) -> dict[str, Any]:
