@@ -8,6 +8,8 @@ from holdfast.app.errors import StartError
 from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 
+pytestmark = pytest.mark.timeout(60)  # each begins with the import of all that runs agents, and waits for stores
+
 
 @pytest.mark.parametrize(
     ("fields", "named"),

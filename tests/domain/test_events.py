@@ -23,6 +23,8 @@ from holdfast.domain.events import (
 from holdfast.domain.ids import EventId, is_id, parse_event_id
 from holdfast.domain.runs import State
 
+pytestmark = pytest.mark.timeout(60)  # Hypothesis draws large values, on a machine that has other work
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
