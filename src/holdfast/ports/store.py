@@ -338,7 +338,7 @@ class RunStore(Protocol):
         ...
 
 
-ROSTER_MADE = 500
+ROSTER_MADE = 200
 READY_TOPIC = "ready"
 CONTROL_TOPIC = "control"
 STOP_TOPIC = "stop"
