@@ -185,8 +185,11 @@ class Feed:
     def _take(self, changes: list[Change]) -> None:
         now = self._loop.time()
         for change in changes:
+            before = self._entries.get(change.run)
+            if before is not None and _same(before.record, change.record):
+                continue  # it changed between the glance and the reading, and was read as it is now
+            self._entries.pop(change.run, None)
             self._change += 1
-            before = self._entries.pop(change.run, None)
             session = change.record.session if change.record else before.session if before else ""
             self._entries[change.run] = _Entry(change.run, self._change, change.number, now, change.record, session)
         self._drop(now)
@@ -260,6 +263,14 @@ class Feeds:
     def _ended(self, tenant: str, feed: Feed) -> None:
         if self._feeds.get(tenant) is feed:
             del self._feeds[tenant]
+
+
+def _same(one: RunRecord | None, other: RunRecord | None) -> bool:
+    """Whether two readings of a run differ in nothing but in how far its log and its time have come."""
+    if one is None or other is None:
+        return one is other
+    passing = {"seq": 0, "due_in_ms": None, "lease_left_ms": None}
+    return msgspec.structs.replace(one, **passing) == msgspec.structs.replace(other, **passing)
 
 
 def _page(records: list[bytes]) -> bytes:
