@@ -6,6 +6,7 @@ The keys come one by one, without Enter. Whatever ends the program, the terminal
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,6 +24,8 @@ BOLD, REVERSE, PLAIN = "\x1b[1m", "\x1b[7m", "\x1b[0m"
 _KEYS: Final = {"\x1b[A": "up", "\x1bOA": "up", "k": "up", "\x1b[B": "down", "\x1bOB": "down", "j": "down"}
 _VSUSP: Final = termios.VSUSP
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
+_READ_BYTES: Final = 64
+_SEQUENCE: Final = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")  # what a key such as an arrow sends
 END: Final = "end"  # the key of a terminal that has gone
 
 
@@ -33,6 +36,7 @@ class Page:
         """Nothing is touched yet."""
         self._in = sys.stdin.fileno() if sys.stdin.isatty() else -1
         self._before: list[Any] | None = None
+        self._pressed = ""  # keys that were not asked for yet
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -72,19 +76,23 @@ class Page:
         _write(_HOME + "\r\n".join(f"{line}{PLAIN}{_END_OF_LINE}" for line in lines) + _END_OF_PAGE)
 
     def key(self, limit_s: float) -> str:
-        """The key that was pressed within this time, or ""."""
-        if self._in < 0:
-            select.select([], [], [], limit_s)
-            return ""
-        if not select.select([self._in], [], [], limit_s)[0]:
-            return ""
-        try:
-            pressed = os.read(self._in, 64).decode(errors="replace")
-        except OSError:
-            return END
-        if not pressed:
-            return END
-        return _KEYS.get(pressed, pressed if pressed.startswith("\x1b") else pressed[0])
+        """The next key that was pressed within this time, or ""."""
+        if not self._pressed:
+            if self._in < 0:
+                select.select([], [], [], limit_s)
+                return ""
+            if not select.select([self._in], [], [], limit_s)[0]:
+                return ""
+            try:
+                self._pressed = os.read(self._in, _READ_BYTES).decode(errors="replace")
+            except OSError:
+                return END
+            if not self._pressed:
+                return END
+        sequence = _SEQUENCE.match(self._pressed)
+        found = sequence[0] if sequence else self._pressed[0]
+        self._pressed = self._pressed[len(found) :]
+        return _KEYS.get(found, found)
 
 
 def _write(text: str) -> None:

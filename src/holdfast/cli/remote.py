@@ -33,21 +33,21 @@ class Remote:
         self._api_key = api_key
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
+    def client(self, answer_s: float = 30.0) -> Iterator[Client]:
         """A client for the length of a command; its errors end the command with one line and a code."""
         from holdfast.client import ClientError
 
-        with self._connect() as client:
+        with self._connect(answer_s) as client:
             try:
                 yield client
             except ClientError as error:
                 leave(error)
 
-    def _connect(self) -> Client:
+    def _connect(self, answer_s: float) -> Client:
         from holdfast.client import Client
 
         try:
-            return Client(self.url, self._api_key, busy_s=0.0)  # who types sees a refusal at once
+            return Client(self.url, self._api_key, answer_s=answer_s, busy_s=0.0)  # who types sees a refusal at once
         except ValueError as error:
             raise click.UsageError(f"--url {error}") from error
 

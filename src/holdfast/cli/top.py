@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _EACH_S: Final = 1.0
 _TICK_S: Final = 0.1
+_ANSWER_S: Final = 10.0
 _STALE_S: Final = 3.0
 _LISTED_MAX: Final = 200  # of each state
 _INSPECTED_MAX: Final = 50
@@ -44,7 +45,7 @@ def top(remote: Remote, once: bool) -> None:
     It looks each second. q or Ctrl-C leaves; up and down choose a run, and s stops it, after a question. A server that
     goes away is waited for. --json prints one JSON document.
     """
-    with remote.client() as client:
+    with remote.client(_ANSWER_S) as client:
         look = take_look(client)
         if remote.as_json:
             print_json(look.document())

@@ -10,7 +10,8 @@ from holdfast.cli.output import age, duration, next_timer, one_line, table
 
 ORDER: Final = ("running", "waiting", "queued")  # of states on the page
 _CELL_MAX: Final = 32
-_RUNS: Final = ("RUN", "SESSION", "AGENT", "STATE", "WAITS ON", "ELAPSED", "PROGRESS", "TRY", "ENDS BY")
+# What a narrow terminal cuts off stands last.
+_RUNS: Final = ("RUN", "STATE", "PROGRESS", "ELAPSED", "TRY", "WAITS ON", "SESSION", "AGENT", "ENDS BY")
 _WORKERS: Final = ("WORKER", "SEEN", "RUNS", "LAG", "TOOLS", "QUARANTINE", "TAKES RUNS", "BREAKERS")
 
 
@@ -59,7 +60,7 @@ def headline(look: Look) -> str:
     """Where, when, and how many."""
     counted = ", ".join(f"{look.counts.get(state, '0')} {state}" for state in ORDER)
     workers = f"{len(look.workers)} worker{'s' if len(look.workers) != 1 else ''}"
-    return f"holdfast top  {look.url}  {look.at.astimezone():%H:%M:%S}  {workers}  {counted}"
+    return f"holdfast top  {look.at.astimezone():%H:%M:%S}  {counted}  {workers}  {look.url}"
 
 
 def worker_lines(look: Look) -> list[str]:
@@ -128,13 +129,13 @@ def _run(record: Mapping[str, Any], now: dt.datetime) -> tuple[Any, ...]:
     progress_ms = inspection.get("progress_ms", inspection.get("since_ms"))
     return (
         record["id"],
+        f"stopping: {record['stopping']}" if record.get("stopping") else record["state"],
+        "" if progress_ms is None else f"{duration(progress_ms)} ago",
+        _elapsed(record, inspection, now),
+        record.get("attempt"),
+        _cut(_waits_on(inspection)),
         _cut(record.get("session")),
         _cut(record.get("agent")),
-        f"stopping: {record['stopping']}" if record.get("stopping") else record["state"],
-        _cut(_waits_on(inspection)),
-        _elapsed(record, inspection, now),
-        "" if progress_ms is None else f"{duration(progress_ms)} ago",
-        record.get("attempt"),
         next_timer(inspection),
     )
 
