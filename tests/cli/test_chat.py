@@ -18,10 +18,10 @@ LIMIT_S = 8.0
 
 
 class Terminal:
-    """`holdfast chat`, or another, as a process of its own, at a terminal or at pipes."""
+    """`holdfast chat` as a process of its own, at a terminal or at pipes."""
 
-    def __init__(self, stub, *args, tty=True, command="chat"):
-        command = [sys.executable, "-m", "holdfast", command, "--url", stub.url, *args]
+    def __init__(self, stub, *args, tty=True):
+        command = [sys.executable, "-m", "holdfast", "chat", "--url", stub.url, *args]
         self.out = ""
         if tty:
             self._fd, theirs = pty.openpty()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -27,8 +29,23 @@ NOW = dt.datetime(2026, 1, 2, 3, 4, 10, tzinfo=dt.UTC)
 class Top(Terminal):
     """`holdfast top` at a terminal."""
 
-    def __init__(self, stub, *args):
-        super().__init__(stub, *args, command="top")
+    def __init__(self, stub):
+        self._start(stub, *pty.openpty())
+
+    def _start(self, stub, own, theirs):
+        """The terminal is its controlling one, so that Ctrl-C is a key."""
+        take = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", take, sys.executable, "-m", "holdfast", "top", "--url", stub.url]
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
+        self.out = ""
+        self._fd = self._in = own
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        self._close(theirs)
+
+    def _close(self, theirs):
+        os.close(theirs)
 
     def page(self):
         """What is on the screen: the last drawing that is whole."""
@@ -139,16 +156,13 @@ def test_the_terminal_is_given_back(stub, end):
 
 
 class Attached(Top):
-    """At a terminal that outlives it, and that is its controlling one, so that Ctrl-C is a key."""
+    """At a terminal that outlives it."""
 
     def __init__(self, stub, own, theirs):
-        code = (
-            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-        )
-        command = [sys.executable, "-c", code, sys.executable, "-m", "holdfast", "top", "--url", stub.url]
-        self.out = ""
-        self._fd = self._in = os.dup(own)
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        self._start(stub, os.dup(own), theirs)
+
+    def _close(self, theirs):
+        """Whoever made it does."""
 
 
 def test_a_run_is_stopped_only_after_a_question(stub):

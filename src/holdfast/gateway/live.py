@@ -19,13 +19,13 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import ID_PATTERN
 from holdfast.gateway.access import Identity, identity_of
 from holdfast.gateway.bodies import check_id
-from holdfast.gateway.events import JSON_TYPE, NDJSON, SSE, STREAM_HEADERS
+from holdfast.gateway.events import NDJSON, SSE, STREAM_HEADERS
 from holdfast.gateway.feeds import BEFORE, PACE_S, Batch, Feed
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import document
 from holdfast.gateway.readers import Reader
 from holdfast.gateway.requests import tenant_of, wanted
-from holdfast.gateway.routes import Answer, Operation, Query, answer
+from holdfast.gateway.routes import JSON, Answer, Operation, Query, answer
 from holdfast.gateway.views import RunView, run_view
 
 _LOOK_AT_KEY_S: Final = 1.0
@@ -100,8 +100,8 @@ async def follow_list(gate: Gate, request: Request) -> Response:
     """GET /api/events in the form that Accept asks for; as JSON, the list once."""
     asked = request.query_params.get("session")
     session = check_id(asked, "session") if asked is not None else None
-    form = wanted(request, (SSE.media_type, NDJSON.media_type, JSON_TYPE))
-    if form == JSON_TYPE:
+    form = wanted(request, (SSE.media_type, NDJSON.media_type, JSON.media_type))
+    if form == JSON.media_type:
         found = await gate.sessions.follow_list(tenant_of(request)).look()
         listed = sorted((c for c in found if c.record is not None), key=lambda c: c.number, reverse=True)
         records = [c.record for c in listed if c.record is not None and session in (None, c.record.session)]
