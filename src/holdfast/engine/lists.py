@@ -64,14 +64,20 @@ class ListWatch:
             self._since = await self._begin()
         for _ in range(_LOOKS_MAX):
             since = self._since
-            roster = await self._store.roster(self._tenant, since, list(self._seen))
-            named = {glance.run for glance in roster.glances}
-            for glance in roster.glances:
+            roster = await self._store.roster(
+                self._tenant, since, [run for run, seen in self._seen.items() if seen.ended]
+            )
+            glances = {glance.run: glance for glance in roster.glances}
+            if left := [run for run in self._seen if run not in glances]:  # they have ended, or are gone
+                again = await self._store.roster(self._tenant, roster.upto, left)
+                glances |= {glance.run: glance for glance in again.glances}
+            for glance in glances.values():
                 seen = self._seen.get(glance.run)
                 if seen is None or seen.mark != glance.mark:
                     await self._read(glance)
-            for run in [run for run in self._seen if run not in named]:
-                self._forget(run)
+            for run in left:
+                if run not in glances:
+                    self._forget(run)
             self._since = roster.upto  # not before all of it was read
             if sum(glance.number > since for glance in roster.glances) < ROSTER_MADE:
                 break

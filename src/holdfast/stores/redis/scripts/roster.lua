@@ -2,21 +2,21 @@
 -- with: rows record
 -- How a tenant's runs stand: those that have not ended, the first made after a number, and those that are named.
 local tenant, since, made = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local fields = {'n', 'slot', 'head', 'epoch', 'attempt', 'gone', 'tenant', 'id', 'session', 'state', 'stopping'}
+local prefix = #uid_of(tenant, '') + 1
 local found, seen, upto = {}, {}, since
 
 local function glance(uid)
   if seen[uid] then return end
   seen[uid] = true
-  local row = load(uid, fields, 6)
-  if not row or row.gone then return end
+  local v = call('HMGET', run_key(uid), 'n', 'state', 'stopping', 'epoch', 'attempt', 'gone', 'slot', 'head', 'session')
+  if not v[1] or v[6] then return end
   local queued = ''
-  if row.state == 'queued' then
-    row.suid = uid_of(tenant, row.session)
-    queued = position(row) .. ' ' .. row.head
+  if v[2] == 'queued' then
+    local row = {uid = uid, state = v[2], slot = tonumber(v[7]), suid = uid_of(tenant, v[9])}
+    queued = position(row) .. ' ' .. v[8]
   end
-  local mark = {row.state, row.stopping or '', row.epoch, row.attempt, queued}
-  found[#found + 1] = {row.id, row.n, table.concat(mark, ' ')}
+  local mark = v[2] .. ' ' .. (v[3] or '') .. ' ' .. v[4] .. ' ' .. (v[5] or 0) .. ' ' .. queued
+  found[#found + 1] = {string.sub(uid, prefix), tonumber(v[1]), mark}
 end
 
 for _, state in ipairs({'queued', 'running', 'waiting'}) do
