@@ -320,9 +320,9 @@ async def test_nothing_is_left_after_many_lists_were_read(here: Site, monkeypatc
             await raw.until(b"event: runs")
             raw.leave()
     async with asyncio.timeout(5):
-        while here.app.readers or len(asyncio.all_tasks()) > before:
+        while here.app.readers or here.app._gate.owner or len(asyncio.all_tasks()) > before:
             await asyncio.sleep(0.01)
-    assert not here.app._gate.owner
+    assert not len(here.app._gate.feeds)
 
 
 async def test_stop_closes_lists_at_once(tmp_path: Path) -> None:
