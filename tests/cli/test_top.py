@@ -49,8 +49,8 @@ class Top(Terminal):
 
     def page(self):
         """What is on the screen: the last drawing that is whole."""
-        drawn = re.sub(r"\x1b\[[?0-9;]*[A-GI-Za-z]", "", self.out).split("\x1b[H")
-        return drawn[-2] if len(drawn) > 2 else ""
+        whole = [drawn for drawn in self.out.split("\x1b[H")[1:] if "\x1b[J" in drawn]
+        return re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", whole[-1]) if whole else ""
 
     def shows(self, *texts):
         """Read until all of this is on the screen at once."""
@@ -163,6 +163,21 @@ class Attached(Top):
 
     def _close(self, theirs):
         """Whoever made it does."""
+
+
+def test_a_small_terminal_shows_the_top_and_the_last_line(stub):
+    """A line too many would scroll the page away with each drawing."""
+    for _ in range(20):
+        stub.create("slow")
+    with Top(stub) as top:
+        top.shows("20 running", "q quits")
+        fcntl.ioctl(top._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 8, 40, 0, 0))
+        page = top.shows("more lines")
+        assert [len(line) <= 40 for line in page.split("\n")] == [True] * 8
+        assert "holdfast top" in page.split("\n")[0]
+        assert "q quits" in page.split("\n")[-1]
+        top.type("q")
+        assert top.leave() == 0
 
 
 def test_a_run_is_stopped_only_after_a_question(stub):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -25,6 +24,7 @@ _KEYS: Final = {"\x1b[A": "up", "\x1bOA": "up", "k": "up", "\x1b[B": "down", "\x
 _VSUSP: Final = termios.VSUSP
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 _READ_BYTES: Final = 64
+_SIZE: Final = (80, 24)  # of a terminal that does not say
 _SEQUENCE: Final = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")  # what a key such as an arrow sends
 END: Final = "end"  # the key of a terminal that has gone
 
@@ -36,6 +36,7 @@ class Page:
         """Nothing is touched yet."""
         self._in = sys.stdin.fileno() if sys.stdin.isatty() else -1
         self._before: list[Any] | None = None
+        self._drawn: tuple[list[str], tuple[int, int]] | None = None
         self._pressed = ""  # keys that were not asked for yet
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -68,11 +69,19 @@ class Page:
     @property
     def size(self) -> tuple[int, int]:
         """Columns and lines, as they are now."""
-        found = shutil.get_terminal_size()
-        return found.columns, found.lines
+        try:
+            found = os.get_terminal_size(sys.stdout.fileno())  # not of the environment, which stays as it was
+        except OSError:
+            return _SIZE
+        return (found.columns, found.lines) if all(found) else _SIZE
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Show these lines from the top, and nothing else."""
+        """Show these lines from the top, as many as there is room for, and nothing else."""
+        size = self.size
+        if self._drawn == (list(lines), size):
+            return
+        self._drawn = (list(lines), size)
+        lines = lines[: size[1]]
         _write(_HOME + "\r\n".join(f"{line}{PLAIN}{_END_OF_LINE}" for line in lines) + _END_OF_PAGE)
 
     def key(self, limit_s: float) -> str:

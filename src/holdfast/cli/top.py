@@ -230,7 +230,8 @@ class _Watching:
             row = at - first + 1
             shown[row] = REVERSE + listed[at][:width]
         shown[0], workers[0] = BOLD + shown[0], BOLD + workers[0]
-        return [headline(look)[:width], *workers, "", *shown, "", self._status()[:width]]
+        page = [headline(look)[:width], *workers, "", *shown, ""]
+        return [*page[: max(0, height - 1)], self._status()[:width]]
 
     def _status(self) -> str:
         looker = self._looker
