@@ -30,24 +30,25 @@ class Remote:
     def __init__(self, url: str, api_key: str | None, *, as_json: bool) -> None:
         self.url = url
         self.as_json = as_json
+        self.answer_s = 30.0
         self._api_key = api_key
 
     @contextmanager
-    def client(self, answer_s: float = 30.0) -> Iterator[Client]:
+    def client(self) -> Iterator[Client]:
         """A client for the length of a command; its errors end the command with one line and a code."""
         from holdfast.client import ClientError
 
-        with self._connect(answer_s) as client:
+        with self._connect() as client:
             try:
                 yield client
             except ClientError as error:
                 leave(error)
 
-    def _connect(self, answer_s: float) -> Client:
+    def _connect(self) -> Client:
         from holdfast.client import Client
 
         try:
-            return Client(self.url, self._api_key, answer_s=answer_s, busy_s=0.0)  # who types sees a refusal at once
+            return Client(self.url, self._api_key, answer_s=self.answer_s, busy_s=0.0)  # who types sees a refusal at once
         except ValueError as error:
             raise click.UsageError(f"--url {error}") from error
 

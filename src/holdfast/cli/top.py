@@ -45,7 +45,8 @@ def top(remote: Remote, once: bool) -> None:
     It looks each second. q or Ctrl-C leaves; up and down choose a run, and s stops it, after a question. A server that
     goes away is waited for. --json prints one JSON document.
     """
-    with remote.client(_ANSWER_S) as client:
+    remote.answer_s = _ANSWER_S  # the page says at once that it waits, and asks anew
+    with remote.client() as client:
         look = take_look(client)
         if remote.as_json:
             print_json(look.document())
