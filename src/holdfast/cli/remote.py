@@ -48,7 +48,8 @@ class Remote:
         from holdfast.client import Client
 
         try:
-            return Client(self.url, self._api_key, answer_s=self.answer_s, busy_s=0.0)  # who types sees a refusal at once
+            # who types sees a refusal at once
+            return Client(self.url, self._api_key, answer_s=self.answer_s, busy_s=0.0)
         except ValueError as error:
             raise click.UsageError(f"--url {error}") from error
 
