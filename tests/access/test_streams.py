@@ -14,7 +14,7 @@ from holdfast.gateway import api_keys
 from holdfast.gateway.access import Access
 from holdfast.gateway.refusing import RefusingApp
 from holdfast.telemetry import Log
-from tests.access.support import ALICE, KEYS, READER, bearer, keyed, token
+from tests.access.support import ALICE, BOB, KEYS, READER, bearer, keyed, token
 from tests.gateway.support import NDJSON, SSE, Site
 
 pytestmark = pytest.mark.timeout(60)
@@ -47,6 +47,38 @@ async def test_a_stream_ends_with_its_token(tmp_path: Path, form: dict[str, str]
             f"/api/runs/{run}/events", headers={"Accept": "application/json", **bearer(token())}
         )
         assert again.json()["events"][0]["type"] == "run.created"
+
+
+@pytest.mark.parametrize("form", [SSE, NDJSON], ids=["sse", "ndjson"])
+async def test_a_list_ends_with_its_key_or_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, str]
+) -> None:
+    """Nothing happens in it, and its reader is looked at all the same."""
+    monkeypatch.setattr(api_keys, "_LOOK_S", 0.0)
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:{ALICE}\n")
+    async with keyed(tmp_path, jwt_leeway_s=0, api_keys="", api_keys_file=str(keys)) as here:
+        for by_key in (True, False):
+            headers = {**form, **bearer(ALICE if by_key else token(exp=int(time.time()) + 3))}
+            async with here.http.stream("GET", "/api/events", headers=headers, timeout=20) as response:
+                assert response.status_code == 200
+                if by_key:
+                    keys.write_text("")
+                lines = [line async for line in response.aiter_lines() if line]
+            last = json.loads(lines[-1].removeprefix("data: "))
+            assert last["code"] == "unauthorized"
+            assert lines[-2] == "event: unauthorized" or last["type"] == "unauthorized"
+
+
+async def test_a_list_is_of_ones_own_tenant(tmp_path: Path) -> None:
+    """P12: what another does is in no frame, and not even a reason for one."""
+    headers = {**NDJSON, **bearer(READER)}
+    async with keyed(tmp_path) as here, here.http.stream("GET", "/api/events", headers=headers) as response:
+        lines = response.aiter_lines()
+        assert json.loads(await anext(lines)) == {"type": "runs", "runs": []}
+        for key in (BOB, ALICE):
+            await here.http.post("/api/runs", json={"input": key}, headers=bearer(key))
+        assert json.loads(await anext(lines))["input"] == ALICE
 
 
 async def test_a_stream_of_a_completion_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,19 +25,29 @@ _RECEIPT = {
 }
 _ERROR = {"code": "model_connect", "message": "nobody answered", "cause": None, "retryable": True, "remedy": "start it"}
 
+_WORKER = {
+    "worker": "w1",
+    "seen_at": "2026-01-02T03:04:05.000Z",
+    "facts": {
+        "runs": 1, "concurrency": 64, "accepting": False, "loop_lag_ms": 7, "quarantined": 4, "quarantine": 4,
+        "breakers": [{"upstream": "api openai", "state": "open", "failures": 5, "opens_in_s": 12.0}],
+    },
+}  # fmt: skip
+
 
 class Stub:
     """The server, its runs, and the requests it got."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.changed = threading.Condition()
         self.runs: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, list[dict[str, Any]]] = {}
         self.messages: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.keys: list[str | None] = []
+        self.closed = False
         handler = type("Handler", (_Handler,), {"stub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
@@ -51,6 +61,7 @@ class Stub:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.closed = True
         with self.changed:
             self.changed.notify_all()
         self._server.shutdown()
@@ -99,6 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
     stub: Stub
     protocol_version = "HTTP/1.1"
 
+    def parse_request(self) -> bool:
+        """Nothing more is answered on a connection that was kept alive, once the server is closed."""
+        parsed = super().parse_request()
+        self.close_connection |= self.stub.closed
+        return parsed and not self.stub.closed
+
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         self.stub.requests.append(f"GET {self.path}")
@@ -108,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "runs"]:
                 found = [r for r in reversed(self.stub.runs.values()) if query.get("state", r["state"]) == r["state"]]
                 self._answer(200, {"runs": found, "next": None})
+            case ["api", "workers"]:
+                self._answer(200, {"workers": [_WORKER], "agents": [{"name": "echo"}]})
             case ["api", "sessions"]:
                 self._answer(200, {"sessions": [{"id": "s_1", "runs": 2, "queued": 0, "active": None}], "next": None})
             case ["api", "sessions", "s_1"]:

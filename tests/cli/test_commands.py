@@ -20,6 +20,8 @@ CLIENT_COMMANDS = [
     ["stop", "r_1"],
     ["inspect", "r_1"],
     ["sessions"],
+    ["top"],
+    ["top", "--once"],
     ["chat", "--session", "s_1"],
 ]
 

@@ -14,6 +14,7 @@ from holdfast.cli import main
 from holdfast.client import Client
 from tests.cli.live import Server
 from tests.cli.test_chat import Terminal
+from tests.cli.test_top import Top
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -87,6 +88,26 @@ def test_stuck_run_is_found_with_the_timer_that_ends_it(client, holdfast, monkey
     assert fine not in found
     assert "model" in holdfast("inspect", run).stdout
     client.stop(run)
+
+
+def test_top_shows_what_each_run_waits_on(demo, client, holdfast):
+    """Side by side: one that streams, one in a tool, one whose model is silent, one that waits behind it."""
+    made = {
+        "streams": client.start("!tokens n=5000 rate=20", session="t1")["id"],
+        "tool": client.start('!tool sleep {"seconds": 60}', session="t2")["id"],
+        "silent": client.start("!stall after=3 for=999", session="t3")["id"],
+        "behind": client.start("x", session="t3", on_busy="enqueue")["id"],
+    }
+    with Top(demo) as top:
+        page = top.shows("tool sleep", "the 1 before it", *made.values())
+        assert "3 running, 0 waiting, 1 queued" in page
+        top.type("q")
+        assert top.leave() == 0
+    found = {each["id"]: each for each in json.loads(holdfast("top", "--json").stdout)["runs"]}
+    assert found[made["streams"]]["inspection"]["progress_ms"] < found[made["silent"]]["inspection"]["progress_ms"]
+    assert found[made["tool"]]["inspection"]["tool"] == "sleep"
+    for session in ("t1", "t2", "t3", "t3"):
+        client.stop_session(session)
 
 
 def test_interrupt_in_a_terminal_stops_the_run(demo, client):

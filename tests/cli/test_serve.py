@@ -42,7 +42,7 @@ def test_unknown_setting_is_refused_by_name(monkeypatch):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("command", ["probe", "top"])
+@pytest.mark.parametrize("command", ["probe"])
 def test_commands_of_later_issues_do_not_exist(command):
     """P8: nothing is simulated; a command that does nothing yet is not there."""
     assert CliRunner().invoke(main, [command]).exit_code == 2

@@ -56,6 +56,25 @@ def test_stop_through_one_server_closes_the_upstream_of_a_run_of_the_other(clust
     assert percentile(closed, 0.9) < STOP_S * 1000, closed
 
 
+def test_a_list_at_one_server_follows_what_happens_at_the_other(cluster: Cluster):
+    """Lists are looked at at any server, and runs begin and end anywhere."""
+    first, second = cluster.through(0), cluster.through(1)
+    seen: dict[str, list[dict[str, Any]]] = {}
+    with second.http.stream("/api/events") as response:
+        changes = frames(response)
+        assert next(changes)[1] == "runs"
+        for stopped in (True, False):
+            run = first.run("!tokens n=100000 rate=50" if stopped else "!tokens n=5", session=f"list-{stopped}")
+            while not seen.get(run) or not seen[run][-1]["ended_at"]:
+                _, kind, data = next(changes)
+                record = json.loads(data)
+                seen.setdefault(record["id"], []).append(record)
+                if stopped and record["id"] == run and record["state"] == "running" and not record["stopping"]:
+                    first.stop(run)
+            assert seen[run][-1]["state"] == ("cancelled" if stopped else "completed")
+            assert kind == "run"
+
+
 def test_prompts_at_once_on_one_session_run_one_after_the_other(cluster: Cluster, figures: Any):
     """Two servers do not know of each other's requests; the store decides, and forgets none."""
     prompts, seen = full(50, 20), [cluster.through(0), cluster.through(1)]

@@ -84,7 +84,12 @@ export async function openStream(fetch, url, init, watch, silenceS) {
   return response;
 }
 
-/** An async iterator over a run's events. Leaving `for await` closes it; so do `close()` and the caller's signal. */
+const LISTED = new Set(["runs", "run", "forgotten"]);
+
+/**
+ * An async iterator over a run's events, or over a list of runs. Leaving `for await` closes it; so do `close()` and the
+ * caller's signal.
+ */
 export class Follow {
   #options;
   #leaving = new AbortController();
@@ -142,17 +147,17 @@ export class Follow {
     const comebacks = new Comebacks(base, backoff);
     while (!this.#leaving.signal.aborted) {
       const openedAt = Date.now();
-      const live = { place: this.place, heardAt: openedAt };
+      const live = { news: false, heardAt: openedAt };
       this.#tell("connecting", { failures: comebacks.failures });
       const watch = new Watch(this.#leaving.signal);
       let waitS;
       try {
         yield* this.#connection(watch, live);
         if (this.#over) return this.close();
-        throw new Interrupted("the stream closed before the terminal event");
+        throw new Interrupted(this.#options.list ? "the server closed the list" : "the stream closed before the terminal event");
       } catch (error) {
         if (error instanceof Aborted || this.#leaving.signal.aborted) return;
-        if (this.place !== live.place || live.heardAt - openedAt >= silenceS * 1000) comebacks.reset();
+        if (live.news || live.heardAt - openedAt >= silenceS * 1000) comebacks.reset();
         try {
           waitS = comebacks.after(error);
         } catch (final) {
@@ -179,11 +184,22 @@ export class Follow {
     this.#tell("live");
     const heard = () => (live.heardAt = Date.now());
     for await (const frame of frames(response, watch, silenceS, heard)) {
-      const event = this.#take(frame);
+      const event = this.#options.list ? this.#takeListed(frame) : this.#take(frame);
       if (event === null) continue;
+      live.news = true;
       yield event;
       if (this.#over) return;
     }
+  }
+
+  /** The frame with its name as `type`, or null for what says nothing to us. */
+  #takeListed(frame) {
+    const data = parse(frame.data);
+    if (!isObject(data)) throw new Garbled("a frame that is no object");
+    if (frame.event === "unavailable" || frame.event === "unauthorized") {
+      throw new Interrupted(String(data.detail ?? frame.event)); // the server says why when we come back
+    }
+    return LISTED.has(frame.event) ? { type: frame.event, ...data } : null;
   }
 
   /** The event to hand out, or null for what was seen before. */

@@ -172,6 +172,30 @@ export class Follow implements AsyncIterableIterator<RunEvent | Resync> {
   close(): void;
 }
 
+/** The list of runs: forget the one before. */
+export interface RunsListed {
+  type: "runs";
+  runs: RunRecord[];
+}
+/** A run that is new or different. */
+export interface RunListed extends RunRecord {
+  type: "run";
+}
+/** A run whose log was deleted: take it off the list. */
+export interface RunForgotten {
+  type: "forgotten";
+  id: string;
+  session: string;
+}
+export type ListChange = RunsListed | RunListed | RunForgotten;
+
+/** Yields the list of runs and its changes. Leaving `for await` closes it. */
+export interface FollowRuns extends AsyncIterableIterator<ListChange> {
+  readonly connection: Connection;
+  [Symbol.asyncIterator](): this;
+  close(): void;
+}
+
 export interface Decision {
   call: string;
   approve?: boolean;
@@ -203,6 +227,8 @@ export class Client {
   runs(options?: { session?: string; state?: RunState; limit?: number; after?: string }): Promise<{ runs: RunRecord[]; next: string | null }>;
   page(run: string, options?: { after?: number | string; limit?: number }): Promise<{ events: RunEvent[]; head: number; state: RunState }>;
   follow(run: string, options?: FollowOptions): Follow;
+  followRuns(options?: { session?: string; onState?: (connection: Connection) => void; signal?: AbortSignal }): FollowRuns;
+  workers(): Promise<{ workers: Record<string, unknown>[]; agents: Record<string, unknown>[] }>;
   edit(run: string, input: string): Promise<RunRecord>;
   stop(run: string, options?: { waitS?: number }): Promise<RunRecord>;
   steer(run: string, input: string, options?: { idempotencyKey?: string }): Promise<RunRecord>;

@@ -76,6 +76,18 @@ export class Client {
     return new Follow({ ...this.#options, base: this.#base, url, after, onState, signal });
   }
 
+  /** The list of runs, then what changes of it, until it is closed; interruptions begin it anew. */
+  followRuns({ session, onState, signal } = {}) {
+    const query = session === undefined ? "" : `?${new URLSearchParams({ session })}`;
+    const url = `${this.#base}/api/events${query}`;
+    return new Follow({ ...this.#options, base: this.#base, url, list: true, onState, signal });
+  }
+
+  /** Who works, and what is served. */
+  async workers() {
+    return this.#ask("GET", "/api/workers");
+  }
+
   /** Replace the input of a run that is queued. */
   async edit(run, input) {
     return this.#ask("PATCH", runPath(run), { body: { input } });

@@ -233,3 +233,34 @@ test("frames are the same, wherever the pieces end and however lines do", () => 
     }
   }
 });
+
+const listed = (...frames) => (request, response) => {
+  response.writeHead(200, SSE);
+  response.write(": keepalive\n\n");
+  for (const [name, data] of frames) response.write(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`);
+  response.end();
+};
+
+test("a list of runs begins anew with each connection, and is left by leaving the loop", async () => {
+  const first = listed(["runs", { runs: [] }], ["news of later versions", {}], ["run", { id: "r_1", state: "queued" }]);
+  const second = listed(["unavailable", { detail: "no disk" }]);
+  const third = listed(["runs", { runs: [{ id: "r_1" }] }], ["forgotten", { id: "r_1", session: "s" }]);
+  const states = [];
+  await using([first, second, third], async (client, { asked }) => {
+    const found = [];
+    for await (const change of client.followRuns({ session: "s t", onState: ({ state, cause }) => states.push(cause || state) })) {
+      found.push(change.type);
+      if (change.type === "forgotten") break;
+    }
+    assert.deepEqual(found, ["runs", "run", "runs", "forgotten"]);
+    assert.deepEqual(asked.map((each) => each.url), Array(3).fill("/api/events?session=s+t"));
+    assert.ok(states.includes("no disk") && states.includes("the server closed the list"));
+    assert.equal(states.at(-1), "closed");
+  });
+});
+
+test("a list that nobody may read any more says so", async () => {
+  await using([listed(["unauthorized", { detail: "the key was withdrawn" }]), problem(401, "unauthorized")], async (client) => {
+    await assert.rejects(all(client.followRuns()), (error) => error.status === 401);
+  });
+});

@@ -8,6 +8,11 @@ for await (const event of client.follow(record.id, { onState: state, after: "7-2
   if (event.type === "resync") console.log(event.head);
   if (event.type === "run.failed") console.log(event.error.remedy);
 }
+for await (const change of client.followRuns({ session: "s", onState: state })) {
+  if (change.type === "runs") console.log(change.runs.map((each) => each.state));
+  if (change.type === "run") console.log(change.state);
+  if (change.type === "forgotten") console.log(change.session.length);
+}
 try { await client.stop(record.id, { waitS: 3 }); } catch (e) { if (e instanceof ApiError) console.log(e.retryAfterS); }
 // @ts-expect-error a wrong policy
 await client.start("x", { onBusy: "sometimes" });

@@ -9,6 +9,7 @@ from holdfast.cli import chat as _chat
 from holdfast.cli import key as _key
 from holdfast.cli import runs as _runs
 from holdfast.cli import serve as _serve
+from holdfast.cli import top as _top
 
 __all__ = ["main"]
 
@@ -33,6 +34,7 @@ for _command in (
     _runs.stop,
     _runs.inspect,
     _runs.sessions,
+    _top.top,
     _chat.chat,
     _key.key,
 ):

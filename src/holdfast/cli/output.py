@@ -164,6 +164,8 @@ def stack_lines(stacks: Iterable[Facts]) -> list[str]:
 
 def timer_name(name: str, inspection: Facts) -> str:
     """The store's timer `due` under the name of the setting that it is in this state."""
+    if name == "due" and inspection.get("behind"):
+        return "session_wait"
     return _DUE.get(str(inspection.get("state")), name) if name == "due" else name
 
 

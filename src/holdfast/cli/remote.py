@@ -30,6 +30,7 @@ class Remote:
     def __init__(self, url: str, api_key: str | None, *, as_json: bool) -> None:
         self.url = url
         self.as_json = as_json
+        self.answer_s = 30.0
         self._api_key = api_key
 
     @contextmanager
@@ -47,7 +48,8 @@ class Remote:
         from holdfast.client import Client
 
         try:
-            return Client(self.url, self._api_key, busy_s=0.0)  # who types sees a refusal at once
+            # who types sees a refusal at once
+            return Client(self.url, self._api_key, answer_s=self.answer_s, busy_s=0.0)
         except ValueError as error:
             raise click.UsageError(f"--url {error}") from error
 

@@ -12,6 +12,7 @@ import httpx2
 
 from holdfast.client.calls import DEFAULT_URL, LIMITS, Attempts, Call, Calls, Record, check_url, run_path
 from holdfast.client.errors import Reply
+from holdfast.client.lists import ListReading
 from holdfast.client.stream import (
     BROKEN,
     FRAME_BYTES_MAX,
@@ -83,6 +84,10 @@ class AsyncClient(Calls[Coroutine[Any, Any, Record]]):
         """Yield a run's events after `after`, live, until its terminal event: see `Client.follow`."""
         path = run_path(run, "/events")
         return AsyncFollow(self._http, Reading(self.url, path, Place(after), self._backoff, self._silence_s, on_state))
+
+    def follow_runs(self, *, session: str | None = None, on_state: OnState | None = None) -> AsyncFollow:
+        """Yield the list of runs and its changes, until it is closed: see `Client.follow_runs`."""
+        return AsyncFollow(self._http, ListReading(self.url, session, self._backoff, self._silence_s, on_state))
 
     async def _ask(self, call: Call) -> Record:
         attempts = Attempts(self.url, call, self._backoff, self._busy_s)
@@ -158,7 +163,7 @@ async def _events(http: httpx2.AsyncClient, reading: Reading) -> AsyncGenerator[
             if reading.over:
                 reading.close()
                 return
-            raise Interrupted("the stream closed before the terminal event")
+            raise Interrupted(reading.closed)
         except BROKEN as error:
             wait_s = reading.failed(error)
         await anyio.sleep(wait_s)

@@ -133,6 +133,10 @@ class Calls(ABC, Generic[Answer]):
         """Why a run is not finished: what it waits on, since when, and which timers will end that."""
         return self._ask(Call("GET", run_path(run, "/inspect")))
 
+    def workers(self) -> Answer:
+        """Who works, and what is served: `{"workers": [...], "agents": [...]}`."""
+        return self._ask(Call("GET", "/api/workers"))
+
     def sessions(self, *, limit: int | None = None, after: str | None = None) -> Answer:
         """A page of sessions, most recently used first: `{"sessions": [...], "next": id or null}`."""
         return self._ask(Call("GET", "/api/sessions", {"limit": limit, "after": after}))

@@ -20,6 +20,7 @@ from holdfast.client.calls import (
     run_path,
 )
 from holdfast.client.errors import Reply
+from holdfast.client.lists import ListReading
 from holdfast.client.stream import (
     BROKEN,
     FRAME_BYTES_MAX,
@@ -117,6 +118,18 @@ class Client(Calls[Record]):
         path = run_path(run, "/events")
         return Follow(self._http, Reading(self.url, path, Place(after), self._backoff, self._silence_s, on_state))
 
+    def follow_runs(self, *, session: str | None = None, on_state: OnState | None = None) -> Follow:
+        """Yield the list of runs, and then what changes of it, until it is closed; interruptions begin it anew.
+
+        `{"type": "runs", "runs": [...]}` is the list: forget the one before. `{"type": "run", ...record}` is a run that
+        is new or different, `{"type": "forgotten", "id", "session"}` one that is to be taken off.
+
+        Args:
+            session: Only runs of this session.
+            on_state: Hears of each change of the connection.
+        """
+        return Follow(self._http, ListReading(self.url, session, self._backoff, self._silence_s, on_state))
+
     def events(self, run: str, after: int | str = 0, *, on_interrupt: OnInterrupt | None = None) -> Follow:
         """`follow` for whoever hears of interruptions only: what it was, and the seconds until the next attempt."""
         return self.follow(run, after, on_state=heard_by(on_interrupt))
@@ -197,7 +210,7 @@ def _events(http: httpx2.Client, reading: Reading) -> Generator[Event, None, Non
             if reading.over:
                 reading.close()
                 return
-            raise Interrupted("the stream closed before the terminal event")
+            raise Interrupted(reading.closed)
         except BROKEN as error:
             wait_s = reading.failed(error)
         reading.backoff.sleep(wait_s)

@@ -36,7 +36,7 @@ FRAME_BYTES_MAX: Final = 2 * EVENT_BYTES_MAX
 REFUSAL_BYTES_MAX: Final = 256 * 1024
 SSE_TYPE: Final = "text/event-stream"
 _GONE: Final = "gone"
-_UNAVAILABLE: Final = "unavailable"
+UNAVAILABLE: Final = "unavailable"
 _RETRY_AFTER_S_MAX: Final = 60.0
 _GARBLED_MAX: Final = 3
 _NO_HTTP: Final = ("illegal ", "Receive buffer too long")  # how h11 says that these bytes are no HTTP
@@ -120,7 +120,7 @@ class Interrupted(Exception):
     """The connection is of no more use, and the run has not ended."""
 
 
-class _Garbled(Interrupted):
+class Garbled(Interrupted):
     """What came is not what a Holdfast server sends."""
 
 
@@ -134,7 +134,10 @@ class Reading:
     Attributes:
         connection: How it stands.
         over: Whether everything was read.
+        closed: What it means that a connection ended before that.
     """
+
+    closed = "the stream closed before the terminal event"
 
     def __init__(
         self, url: str, path: str, place: Place, backoff: Backoff, silence_s: float, on_state: OnState | None
@@ -189,17 +192,17 @@ class Reading:
         try:
             data = decode_event(frame.data.encode())
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-            raise _Garbled(f"a frame that is no event: {error}") from error
+            raise Garbled(f"a frame that is no event: {error}") from error
         if frame.event == RESYNC:
             self.place.forget()
             return {"type": RESYNC, **data}
         if frame.event == _GONE:
             raise _gone(data)
-        if frame.event == _UNAVAILABLE:
+        if frame.event == UNAVAILABLE:
             raise Interrupted(str(data.get("detail", "the store does not answer")))
         seq, kind = data.get("seq"), data.get("type")
         if type(seq) is not int or not isinstance(kind, str):
-            raise _Garbled(f"a frame that is no event: seq {seq!r}, type {kind!r}")
+            raise Garbled(f"a frame that is no event: seq {seq!r}, type {kind!r}")
         if seq <= self.place.seq:
             return None
         if seq > self.place.seq + 1:
@@ -281,7 +284,7 @@ def _cause(error: Broken) -> str:
 def _is_garbled(error: Broken) -> bool:
     if isinstance(error, httpx2.RemoteProtocolError):
         return str(error).startswith(_NO_HTTP)
-    return isinstance(error, _Garbled | httpx2.DecodingError | httpx2.SSEError)
+    return isinstance(error, Garbled | httpx2.DecodingError | httpx2.SSEError)
 
 
 def _gone(data: Event) -> ApiError:

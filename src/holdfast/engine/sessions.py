@@ -19,6 +19,7 @@ from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey, new_r
 from holdfast.domain.messages import ClientTool, HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
 from holdfast.engine.deciding import decide
+from holdfast.engine.lists import ListWatch
 from holdfast.engine.reasons import inspection
 from holdfast.engine.shedding import Shedding
 from holdfast.engine.telling import tell_ends
@@ -209,6 +210,10 @@ class Sessions:
     ) -> list[RunRecord]:
         """Newest first."""
         return await self._store.list_runs(tenant, session=session, state=state, limit=limit, after=after)
+
+    def follow_list(self, tenant: str) -> ListWatch:
+        """All runs of a tenant as they change, whichever process changes them."""
+        return ListWatch(self._store, tenant)
 
     async def list_sessions(self, tenant: str, limit: int, after: str) -> list[SessionRecord]:
         """Most recently used first."""

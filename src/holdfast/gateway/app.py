@@ -20,6 +20,7 @@ from holdfast.gateway import (
     durable_streams,
     events,
     health,
+    live,
     metrics,
     openai_chat,
     openai_responses,
@@ -55,6 +56,7 @@ _EXPOSED = (
 OPERATIONS: tuple[Operation, ...] = (
     *runs.OPERATIONS,
     *events.OPERATIONS,
+    *live.OPERATIONS,
     *sessions_api.OPERATIONS,
     *openai_chat.OPERATIONS,
     *ai_sdk.OPERATIONS,

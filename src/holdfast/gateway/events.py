@@ -115,7 +115,11 @@ class SSE:
 
     def notice(self, kind: str, fields: dict[str, Any]) -> bytes:
         """An event without an id, so that it moves no reader's offset."""
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), encode_json(fields))
+        return self.framed(kind, encode_json(fields))
+
+    def framed(self, kind: str, data: bytes) -> bytes:
+        """A JSON object as an event without an id."""
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
 class NDJSON:
@@ -138,7 +142,11 @@ class NDJSON:
 
     def notice(self, kind: str, fields: dict[str, Any]) -> bytes:
         """An object with a type and no seq."""
-        return encode_json({"type": kind, **fields}) + b"\n"
+        return self.framed(kind, encode_json(fields))
+
+    def framed(self, kind: str, data: bytes) -> bytes:
+        """A JSON object, which is not empty, with its type first."""
+        return b'{"type":"%b",%b\n' % (kind.encode(), data[1:])
 
 
 def complete(page: Page) -> bool:

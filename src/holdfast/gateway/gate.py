@@ -17,6 +17,7 @@ from holdfast.engine.gauges import loop_facts
 from holdfast.engine.sessions import Sessions
 from holdfast.gateway.access import Access
 from holdfast.gateway.checks import Check
+from holdfast.gateway.feeds import Feeds
 from holdfast.gateway.limits import TenantLimits
 from holdfast.telemetry import Log, WorkersTotals
 
@@ -64,6 +65,7 @@ class Gate:
         self.access = access
         self.limits = TenantLimits(settings.tenant_requests, settings.tenant_rate_per_s, settings.tenant_burst)
         self.owner = Owner(self._failed)
+        self.feeds = Feeds(self.owner, sessions.follow_list, settings.store_outage_s)
         self.ready = Check(self.owner, "ready", ready)
         self.store = Check(self.owner, "store", sessions.health)
         self.workers = Check(self.owner, "workers", self._workers)

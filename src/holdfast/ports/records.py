@@ -280,6 +280,21 @@ class InputItem(msgspec.Struct, frozen=True):
     input: str
 
 
+class Glance(msgspec.Struct, frozen=True):
+    """How a run stands, at the price of a glance: enough to see whether its record is worth another look."""
+
+    run: str
+    number: int  # in order of creation
+    mark: str  # another one where the record changed in what lists show of it; opaque
+
+
+class Roster(msgspec.Struct, frozen=True):
+    """How a tenant's runs stand; `upto` is the number after which the next look goes on."""
+
+    glances: list[Glance]
+    upto: int
+
+
 class SessionRecord(msgspec.Struct, frozen=True):
     """A session in a list."""
 

@@ -29,6 +29,7 @@ from holdfast.ports.records import (
     Ended,
     Ending,
     Fence,
+    Glance,
     Held,
     InputItem,
     Limits,
@@ -36,6 +37,7 @@ from holdfast.ports.records import (
     Page,
     Reaped,
     Renewal,
+    Roster,
     RunningCaps,
     RunRecord,
     RunSpec,
@@ -49,6 +51,7 @@ from holdfast.ports.records import (
 __all__ = [
     "CONTROL_TOPIC",
     "READY_TOPIC",
+    "ROSTER_MADE",
     "STOP_TOPIC",
     "UNCAPPED",
     "Appended",
@@ -58,6 +61,7 @@ __all__ = [
     "Ended",
     "Ending",
     "Fence",
+    "Glance",
     "Heart",
     "Held",
     "InputItem",
@@ -66,6 +70,7 @@ __all__ = [
     "Page",
     "Reaped",
     "Renewal",
+    "Roster",
     "RunRecord",
     "RunSpec",
     "RunStore",
@@ -268,6 +273,14 @@ class RunStore(Protocol):
         """Newest first; `after` is the last run id of the page before."""
         ...
 
+    async def roster(self, tenant: str, since: int, known: Sequence[str]) -> Roster:
+        """How runs stand, for who follows a list: at the price of the runs that are unfinished, not of all there are.
+
+        They are those that have not ended, the first `ROSTER_MADE` made after number `since`, and those of `known`,
+        each once; none whose log is gone, and none of another tenant's.
+        """
+        ...
+
     async def active(self, tenant: str, session: str) -> RunRecord | None:
         """The run that holds the session's slot."""
         ...
@@ -325,6 +338,7 @@ class RunStore(Protocol):
         ...
 
 
+ROSTER_MADE = 200
 READY_TOPIC = "ready"
 CONTROL_TOPIC = "control"
 STOP_TOPIC = "stop"

@@ -14,7 +14,9 @@ from holdfast.ports.store import (
     Claim,
     Ended,
     Fence,
+    Glance,
     Page,
+    Roster,
     RunRecord,
     RunSpec,
     SessionRecord,
@@ -80,6 +82,12 @@ def record_of(reply: list[Any] | None) -> RunRecord | None:
         output=end.output,
         rehearsal=bool(rehearsal),
     )
+
+
+def roster_of(reply: list[Any]) -> Roster:
+    """How runs stand."""
+    rows, upto = reply
+    return Roster([Glance(run.decode(), number, mark.decode()) for run, number, mark in rows], upto)
 
 
 def reason_of(reply: bytes | None) -> Reason | None:

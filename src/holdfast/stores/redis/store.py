@@ -15,6 +15,7 @@ from holdfast.domain.ids import RunKey, new_claim_token
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.store import (
+    ROSTER_MADE,
     UNCAPPED,
     Appended,
     Claim,
@@ -27,6 +28,7 @@ from holdfast.ports.store import (
     Page,
     Reaped,
     Renewal,
+    Roster,
     RunningCaps,
     RunRecord,
     SessionRecord,
@@ -63,6 +65,7 @@ from holdfast.stores.redis.rows import (
     page_of,
     reason_of,
     record_of,
+    roster_of,
     session_of,
     shed_of,
     spec_of,
@@ -316,6 +319,10 @@ class RedisStore:
             "list_runs", tenant, session or "", wanted, limit, after, int(session is not None)
         )
         return [record for record in map(record_of, found) if record is not None]
+
+    async def roster(self, tenant: str, since: int, known: Sequence[str]) -> Roster:
+        """See the port."""
+        return roster_of(await self._link.call("roster", tenant, since, ROSTER_MADE, *known))
 
     async def active(self, tenant: str, session: str) -> RunRecord | None:
         """See the port."""

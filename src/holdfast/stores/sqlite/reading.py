@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -10,9 +11,9 @@ import msgspec
 
 from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import State
-from holdfast.ports.store import Page, RunRecord, Status, WorkerRecord
+from holdfast.ports.store import ROSTER_MADE, Glance, Page, Roster, RunRecord, Status, WorkerRecord
 from holdfast.stores.composing import OVERDUE_MS, PAGE_BYTES
-from holdfast.stores.sqlite.rows import find, record_of
+from holdfast.stores.sqlite.rows import find, position, record_of
 from holdfast.stores.sqlite.tx import Tx
 
 
@@ -72,6 +73,31 @@ def list_runs(tx: Tx, tenant: str, session: str | None, state: State | None, lim
         limit,
     )
     return [record_of(tx, row) for row in rows]
+
+
+def roster(tx: Tx, tenant: str, since: int, known: Sequence[str]) -> Roster:
+    """How runs stand; `+tenant`, because what is new is found by its number however many runs others have."""
+    live = tx.all("SELECT * FROM runs WHERE state IN ('queued', 'running', 'waiting') AND tenant = ?", tenant)
+    newer = "SELECT * FROM runs WHERE n > ? AND +tenant = ? AND gone = 0 ORDER BY n LIMIT ?"
+    new = tx.all(newer, since, tenant, ROSTER_MADE)
+    if len(new) == ROSTER_MADE:
+        upto = new[-1]["n"]
+    else:
+        newest = tx.one("SELECT max(n) AS n FROM runs")
+        upto = max(since, newest["n"] or 0) if newest else since
+    found = {row["id"]: row for row in (*live, *new)}
+    for run in known:
+        if run not in found:
+            row = find(tx, RunKey(tenant, run))
+            if row is not None and not row["gone"]:
+                found[run] = row
+    return Roster([_glance(tx, row) for row in found.values()], upto)
+
+
+def _glance(tx: Tx, row: sqlite3.Row) -> Glance:
+    queued = f"{position(tx, row)} {row['head']}" if row["state"] == State.QUEUED else ""
+    mark = f"{row['state']} {row['stopping'] or ''} {row['epoch']} {row['attempt']} {queued}"
+    return Glance(row["id"], row["n"], mark)
 
 
 def workers(tx: Tx) -> list[WorkerRecord]:

@@ -68,7 +68,7 @@ def record_of(tx: Tx, row: sqlite3.Row) -> RunRecord:
         ready_at=row["ready_at"],
         started_at=row["started_at"],
         ended_at=row["ended_at"],
-        position=_position(tx, row),
+        position=position(tx, row),
         due_in_ms=_left(tx, row["wait_due"], row["deadline_due"]),
         lease_left_ms=_left(tx, row["lease_due"]),
         usage=result.usage,
@@ -79,7 +79,8 @@ def record_of(tx: Tx, row: sqlite3.Row) -> RunRecord:
     )
 
 
-def _position(tx: Tx, row: sqlite3.Row) -> int | None:
+def position(tx: Tx, row: sqlite3.Row) -> int | None:
+    """While queued: how many runs of its session are before it."""
     if row["state"] != State.QUEUED:
         return None
     if row["slot"]:

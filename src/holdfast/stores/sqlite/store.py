@@ -28,6 +28,7 @@ from holdfast.ports.store import (
     Page,
     Reaped,
     Renewal,
+    Roster,
     RunningCaps,
     RunRecord,
     SessionRecord,
@@ -299,6 +300,10 @@ class SqliteStore:
     ) -> list[RunRecord]:
         """See the port."""
         return await self._read("list", lambda tx: reading.list_runs(tx, tenant, session, state, limit, after))
+
+    async def roster(self, tenant: str, since: int, known: Sequence[str]) -> Roster:
+        """See the port."""
+        return await self._read("roster", lambda tx: reading.roster(tx, tenant, since, known))
 
     async def active(self, tenant: str, session: str) -> RunRecord | None:
         """See the port."""

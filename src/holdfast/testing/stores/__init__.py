@@ -7,6 +7,7 @@ from holdfast.testing.stores.claiming import Claiming
 from holdfast.testing.stores.creation import Creation
 from holdfast.testing.stores.ending import EndingRuns
 from holdfast.testing.stores.listening import Listening
+from holdfast.testing.stores.listing import Listing
 from holdfast.testing.stores.parking import Parking
 from holdfast.testing.stores.races import Races
 from holdfast.testing.stores.reading import Reading, Waking
@@ -33,6 +34,7 @@ __all__ = [
     "ForgettingRuns",
     "Histories",
     "Listening",
+    "Listing",
     "Parking",
     "Races",
     "Reading",
@@ -71,6 +73,7 @@ class StoreConformance(
     Reading,
     Waking,
     Tailing,
+    Listing,
     Tenants,
     SessionLists,
     Forgetting,
