@@ -24,7 +24,7 @@ from holdfast.tui.dialogs import Choose, Decide, Decisions
 from holdfast.tui.prompt import Prompt
 from holdfast.tui.transcript import RunView
 
-_WRITE_S: Final = 0.05
+_WRITE_S: Final = 0.1
 _TICK_S: Final = 0.25
 _LOOK_S: Final = 4.0
 _LOOKED_AT: Final = 20  # more than may wait behind a run
@@ -32,7 +32,7 @@ _SESSIONS: Final = 50
 _EVENTS_AT_ONCE: Final = 20
 _AGAIN_S: Final = 2.0
 _BUSY: Final = {"supersede": "replaces it", "enqueue": "waits behind it", "steer": "is handed to it"}
-_KEYS: Final = "Esc stops  ^N new  ^O sessions  ^T while busy  PgUp/PgDn  ^D leaves, runs go on"
+_KEYS: Final = "Esc stops  ^N new  ^O sessions  ^J new line  PgUp PgDn  ^D leaves, runs go on"
 _WELCOME: Final = "Ask something. Close this terminal, or lose the connection: the run goes on, and you find it again."
 
 
@@ -46,7 +46,7 @@ class ChatApp(App[str]):
     #said { padding: 1 1 0 1; scrollbar-size-vertical: 1; }
     #welcome { color: $text-muted; }
     #queue { height: auto; max-height: 6; color: $text-muted; padding: 0 1; }
-    #live { height: auto; padding: 0 1; color: $text-accent; }
+    #live { height: auto; padding: 0 1; color: $text-success; }
     #live.quiet { color: $text-warning; }
     #keys { height: 1; color: $text-muted; padding: 0 1; }
     """
@@ -57,6 +57,7 @@ class ChatApp(App[str]):
         Binding("ctrl+n", "new", "new session", priority=True),
         Binding("ctrl+o", "sessions", "sessions", priority=True),
         Binding("ctrl+t", "busy", "while a run is active", priority=True),
+        Binding("ctrl+y", "decide", "decide", priority=True),
         Binding("pageup", "page(-1)", "up", priority=True),
         Binding("pagedown", "page(1)", "down", priority=True),
     ]
@@ -154,6 +155,12 @@ class ChatApp(App[str]):
         if len(self.screen_stack) == 1:
             self._work(self._choose(), "choose", exclusive=True)
 
+    def action_decide(self) -> None:
+        """Ask again what a waiting run asks."""
+        view = self._active()
+        if view is not None and view.requests and len(self.screen_stack) == 1:
+            self._work(self._decide(view), "decide", exclusive=True)
+
     def action_page(self, way: int) -> None:
         """Scroll the conversation."""
         said = self._page.query_one("#said", VerticalScroll)
@@ -204,7 +211,7 @@ class ChatApp(App[str]):
         if session != self._session:
             return
         self._lost = ""
-        self._rehearsal = self._rehearsal or any(record["rehearsal"] for record in runs)
+        self._rehearsal = self._rehearsal or any(record.get("rehearsal") for record in runs)
         self._queue = sorted((r for r in runs if _waits(r)), key=lambda record: record["position"])
         for record in reversed(runs):
             if not _waits(record) and record["id"] not in self._views:
@@ -218,7 +225,7 @@ class ChatApp(App[str]):
             prompt.text = prompt.text or text  # nothing that was typed is lost
             raise
         self._session = record["session"]
-        self._rehearsal = self._rehearsal or record["rehearsal"]
+        self._rehearsal = self._rehearsal or bool(record.get("rehearsal"))
         self._page.query_one("#said", VerticalScroll).anchor()
         view = self._views.get(record["id"])
         if view is not None:
@@ -256,28 +263,32 @@ class ChatApp(App[str]):
                 if number % _EVENTS_AT_ONCE == 0:
                     await asyncio.sleep(0)  # a long log is read anew: keys come first
                 if event["type"] == "run.waiting":
-                    self._work(self._decide(view, event), "decide")
+                    self._work(self._asked(view, event), "decide", exclusive=True)
         await self._look()
 
-    async def _decide(self, view: RunView, event: Mapping[str, Any]) -> None:
-        if (await self._client.record(view.run))["seq"] != event["seq"]:
-            return  # it was decided before we came
-        requests = [each for each in event["requests"] if each.get("kind") != "call"]
-        if len(requests) != len(event["requests"]):
+    async def _asked(self, view: RunView, event: Mapping[str, Any]) -> None:
+        if (await self._client.record(view.run))["seq"] == event["seq"]:  # else it was decided before we came
+            await self._decide(view)
+
+    async def _decide(self, view: RunView) -> None:
+        requests = list(view.requests)
+        if any(each.get("kind") == "call" for each in requests):
             view.note("waits for a result from outside")
             return
         decisions: Decisions | None = await self.push_screen_wait(Decide(requests))
         if decisions is None:
-            view.note("not decided: the page, or this session opened again, still can")
-            return
-        await self._client.decide(view.run, decisions)
+            view.note("not decided: ^Y asks again, and the web page still can")
+        else:
+            await self._client.decide(view.run, decisions)
 
     async def _choose(self) -> None:
         found = (await self._client.sessions(limit=_SESSIONS))["sessions"]
         latest = (await self._client.runs(limit=200))["runs"]
-        first = {record["session"]: one_line(record["input"]) for record in latest}  # newest first: the oldest stays
+        first = {
+            record["session"]: one_line(record["input"].split("\n", 1)[0]) for record in latest
+        }  # the oldest stays
         words = [
-            (s["id"], f"{age(s['updated_at']):>8}  {_state(s):<9}  {first.get(s['id'], '')}  {s['id']}") for s in found
+            (s["id"], f"{age(s['updated_at']):>8} ago  {_state(s):<8} {first.get(s['id'], s['id'])}") for s in found
         ]
         chosen = await self.push_screen_wait(Choose(words))
         if chosen:
@@ -311,7 +322,8 @@ class ChatApp(App[str]):
         if self._rehearsal:
             words.append("REHEARSAL: answers follow a script, they are not a model's")
         self._set("#head", "  ".join(words))
-        self._set("#keys", f"{_KEYS}  |  a prompt while a run is active {_BUSY[self._busy]}")
+        self._set("#keys", _KEYS)
+        self._page.query_one(Prompt).border_subtitle = f"while a run is active, a prompt {_BUSY[self._busy]} (^T)"
         waits = [f"waiting {n}. {one_line(record['input'])}" for n, record in enumerate(self._queue, 1)]
         self._set("#queue", "\n".join(waits))
         self._page.query_one("#queue").display = bool(waits)
@@ -328,7 +340,7 @@ class ChatApp(App[str]):
 
 
 def _waits(record: Mapping[str, Any]) -> bool:
-    return bool(record["position"]) and record["state"] == "queued"
+    return bool(record.get("position")) and record["state"] == "queued"
 
 
 def _state(session: Mapping[str, Any]) -> str:

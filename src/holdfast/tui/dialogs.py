@@ -19,6 +19,7 @@ from holdfast.domain.words import clean, one_line
 Decisions = list[dict[str, Any]]
 
 _ARGS_CHARACTERS: Final = 2000
+_LINE: Final = 70
 _CSS: Final = """
 {name} {{ align: center middle; }}
 {name} > Vertical {{ width: 80%; max-width: 90; height: auto; max-height: 80%; }}
@@ -91,7 +92,8 @@ class Choose(ModalScreen["str | None"]):
         """The list."""
         with Vertical():
             yield Static("Sessions: Enter opens one, Esc goes back", markup=False)
-            yield OptionList(*(Option(Text(words, no_wrap=True, overflow="ellipsis")) for _, words in self._sessions))
+            lines = (Text(words[:_LINE], no_wrap=True, overflow="ellipsis") for _, words in self._sessions)
+            yield OptionList(*map(Option, lines))
 
     def on_option_list_option_selected(self, chosen: OptionList.OptionSelected) -> None:
         """Open it."""

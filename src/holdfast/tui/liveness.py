@@ -13,6 +13,7 @@ from holdfast.domain.events import EventType
 from holdfast.domain.words import duration, one_line
 
 _NAMES_MAX: Final = 3
+_PLAIN_S: Final = 120
 
 
 class Liveness:
@@ -36,7 +37,7 @@ class Liveness:
             ends = at + (event.get("fires_in_ms") or 0) / 1000
             self._stall = (one_line(event["waiting_on"]), str(event.get("fires") or ""), ends)
             return
-        self.heard, self._stall = at, None
+        self.heard, self._stall = max(self.began, at), None
         match kind:
             case EventType.RUN_CREATED:
                 self.began = at
@@ -71,7 +72,8 @@ class Liveness:
 
     def words(self, now: float) -> str:
         """One line for whoever waits."""
-        silent = duration(1000 * max(0, int(now - self.heard)))
+        silence = max(0, int(now - self.heard))
+        silent = f"{silence} s" if silence < _PLAIN_S else duration(1000 * silence)
         if not self.connected:
             return f"disconnected, the run is not stopped; it was {self._doing()}, last heard of {silent} ago"
         ends = ""

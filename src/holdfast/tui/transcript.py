@@ -19,7 +19,7 @@ from holdfast.domain.words import clean, duration, end_words, one_line
 from holdfast.tui.liveness import Liveness
 
 _BLOCK: Final = 1000
-_BLOCK_MAX: Final = 4000
+_BLOCK_MAX: Final = 2000
 _OUTPUT_LINES: Final = 6
 _OUTPUT_CHARACTERS: Final = 4000
 
@@ -92,10 +92,10 @@ class RunView(Vertical):
     RunView Static { width: 100%; height: auto; }
     RunView .said { background: $boost; border-left: thick $accent; padding: 0 1; margin-bottom: 1; }
     RunView .thought { color: $text-muted; text-style: italic; padding-left: 2; }
-    RunView .tool { border-left: solid $primary; padding-left: 1; margin: 0 0 0 0; }
+    RunView .tool { border-left: solid $primary; padding-left: 1; margin: 1 0; }
     RunView .note { color: $text-muted; }
-    RunView .bad { color: $text-error; }
-    RunView .warn { color: $text-warning; }
+    RunView .bad { color: $text-error; margin-top: 1; }
+    RunView .warn { color: $text-warning; margin-top: 1; }
     """
 
     def __init__(self, run: str, text: str | None = None) -> None:
