@@ -238,13 +238,16 @@ async def test_a_failure_says_its_reason_and_remedy(here: Site) -> None:
         await page.until("failed: model_error\nmodel_connect: no answer\nstart it")
 
 
-async def test_a_paste_keeps_its_lines(here: Site) -> None:
-    """Pasted text is not sent at its first line break."""
+async def test_lines_that_are_pasted_or_typed_are_kept(here: Site) -> None:
+    """Pasted text is not sent at its first line break; a new line stands where it was typed, however fast."""
     from textual import events
 
     async with opened(here) as page:
         prompt = page.app.query_one(Prompt)
         page.app.post_message(events.Paste("one\ntwo\nthree"))
+        await page.until(lambda: prompt.text == "one\ntwo\nthree")
+        for name in ("ctrl+j", "x", "backspace", "backspace"):
+            page.app.post_message(events.Key(name, None if len(name) > 1 else name))
         await page.until(lambda: prompt.text == "one\ntwo\nthree")
         await page.pilot.press("enter")
         holder = await here.claim()

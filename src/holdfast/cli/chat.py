@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _PROMPT: Final = "> "
 _STOP_SAID_S: Final = 5.0
 _PRESSES_TO_LEAVE: Final = 3
+# How long a lone ESC is held back, because it may begin the code of another key. Textual's 100 ms can be felt.
+_ESCAPE_MS: Final = "25"
 
 
 @click.command()
@@ -68,6 +70,7 @@ def _is_page() -> bool:
 
 def _show_page(remote: Remote, session: str | None) -> None:
     """The full-screen page, once the server has answered: an error is better read without a page."""
+    os.environ.setdefault("ESCDELAY", _ESCAPE_MS)
     from holdfast.tui import ChatApp
 
     with remote.client() as client:

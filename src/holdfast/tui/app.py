@@ -73,6 +73,7 @@ class ChatApp(App[str]):
         self._rehearsal = False
         self._lost = ""
         self._pressed_at = 0.0
+        self._texts: dict[str, str] = {}
 
     def compose(self) -> ComposeResult:
         """The page, from top to bottom."""
@@ -323,7 +324,9 @@ class ChatApp(App[str]):
             words.append("REHEARSAL: answers follow a script, they are not a model's")
         self._set("#head", "  ".join(words))
         self._set("#keys", _KEYS)
-        self._page.query_one(Prompt).border_subtitle = f"while a run is active, a prompt {_BUSY[self._busy]} (^T)"
+        busy = f"while a run is active, a prompt {_BUSY[self._busy]} (^T)"
+        if self._texts.get("busy") != busy:
+            self._texts["busy"] = self._page.query_one(Prompt).border_subtitle = busy
         waits = [f"waiting {n}. {one_line(record['input'])}" for n, record in enumerate(self._queue, 1)]
         self._set("#queue", "\n".join(waits))
         self._page.query_one("#queue").display = bool(waits)
@@ -334,9 +337,9 @@ class ChatApp(App[str]):
         self._page.query_one("#live").set_class(quiet, "quiet")
 
     def _set(self, name: str, text: str) -> None:
-        line = self._page.query_one(name, Static)
-        if line.content != text:
-            line.update(text)
+        if self._texts.get(name) != text:  # an update draws the line anew, whatever it says
+            self._texts[name] = text
+            self._page.query_one(name, Static).update(text)
 
 
 def _waits(record: Mapping[str, Any]) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Final
 
 from textual import events
-from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
+
+_NEW_LINE: Final = frozenset({"shift+enter", "ctrl+j", "alt+enter"})
 
 
 class Prompt(TextArea):
@@ -16,9 +17,6 @@ class Prompt(TextArea):
     DEFAULT_CSS = """
     Prompt { height: auto; min-height: 3; max-height: 10; border: round $primary; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("shift+enter,ctrl+j,alt+enter", "line", "new line", show=False),
-    ]
 
     class Sent(Message):
         """Enter was pressed on a text that says something."""
@@ -37,10 +35,6 @@ class Prompt(TextArea):
         self._sent: list[str] = []
         self._back = 0
 
-    def action_line(self) -> None:
-        """Begin a line."""
-        self.insert("\n")
-
     async def _on_key(self, event: events.Key) -> None:
         row = self.cursor_location[0]
         if event.key == "enter":
@@ -50,6 +44,10 @@ class Prompt(TextArea):
                 self._sent.append(text)
                 self._back = 0
                 self.post_message(self.Sent(text))
+        elif event.key in _NEW_LINE:  # no binding: that would come after the keys that follow
+            event.prevent_default()
+            event.stop()
+            self.insert("\n")
         elif event.key == "up" and row == 0 and self._back < len(self._sent):
             event.prevent_default()
             event.stop()
