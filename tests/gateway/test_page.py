@@ -408,8 +408,11 @@ async def test_a_waiting_run_is_decided_with_the_keyboard(here: Site, tab: Brows
     await tab.open(here.url)
     await tab.press("hello")
     holder = await here.claim()
+    await holder.append(build.tool_called("c1", "look"))
     await holder.park()
     await tab.until("document.querySelector('.asks legend').textContent === 'May look run?'")
+    how = "document.querySelector('.tool .how').textContent"
+    assert await tab.js(how) == "needs a decision"  # it was called, and does not run
     assert await tab.js("[...document.querySelectorAll('.asks button')].map((b) => b.ariaLabel).join()") == (
         "Approve look,Deny look"
     )
@@ -419,5 +422,6 @@ async def test_a_waiting_run_is_decided_with_the_keyboard(here: Site, tab: Brows
     await enter(tab)
     await tab.until("!document.querySelector('.asks') && document.body.innerText.includes('Decided: approved.')")
     assert (await here.store.get(holder.key)).state == "queued"
+    assert await tab.js(how) == "approved"
     await here.complete(await here.claim(), "done")
     assert tab.problems == []

@@ -172,9 +172,12 @@ async def test_a_waiting_run_is_decided_with_y_or_n_and_later(here: Site) -> Non
     async with opened(here) as page:
         await page.ask("ask me")
         holder = await here.claim()
+        await holder.append(build.tool_called("c1", "look"))
         await holder.park()
         await page.until(lambda: isinstance(page.app.screen, Decide))
         await page.until("May look run?")
+        await page.until("look {}  needs a decision")  # it was called, and does not run
+        await page.until("waiting for a decision; ")
         await page.pilot.press("escape")
         await page.until("not decided")
         assert (await here.store.get(holder.key)).stopping is None

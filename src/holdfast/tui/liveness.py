@@ -62,7 +62,7 @@ class Liveness:
                 self._phase = "waiting to ask the model again"
             case EventType.RUN_WAITING | EventType.RUN_RESUMED:
                 self.waiting = kind == EventType.RUN_WAITING
-                self._phase = "queued"
+                self._phase, self._tools = "queued", {}
             case EventType.RUN_STOPPING:
                 self.stopping = True
             case EventType.RUN_COMPLETED | EventType.RUN_FAILED | EventType.RUN_CANCELLED:

@@ -7,7 +7,7 @@ a second, however fast it comes. Nothing that a model, a tool or a user says is 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.text import Text
@@ -185,10 +185,15 @@ class RunView(Vertical):
                 self.say(event["input"])
             case EventType.RUN_WAITING:
                 self.requests = event["requests"]
+                self._pause((each["call"], "needs a decision") for each in self.requests)
             case EventType.RUN_RESUMED:
                 self.requests = ()
-                denied = sum(not each.get("approve", True) for each in event["decisions"])
-                self.note(f"decided: {len(event['decisions']) - denied} approved, {denied} denied")
+                how = {
+                    each["call"]: "approved" if each.get("approve", True) else "denied" for each in event["decisions"]
+                }
+                denied = sum(each == "denied" for each in how.values())
+                self._pause(how.items())
+                self.note(f"decided: {len(how) - denied} approved, {denied} denied")
             case EventType.RUN_COMPLETED | EventType.RUN_FAILED | EventType.RUN_CANCELLED:
                 self._end(event)
             case "resync":
@@ -212,6 +217,13 @@ class RunView(Vertical):
             self.note("\n".join(words), kind)
         elif total := (event.get("timings") or {}).get("total_ms"):
             self.note(f"answered in {duration(total)}")
+
+    def _pause(self, calls: Iterable[tuple[str, str]]) -> None:
+        """Calls that were asked for, and have not begun."""
+        for call, how in calls:
+            if tool := self._tools.get(call):
+                tool.state = how
+                self._drawn.add(tool)
 
     def _finished(self, event: Mapping[str, Any]) -> None:
         tool = self._tool(event)
