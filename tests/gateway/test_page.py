@@ -62,7 +62,7 @@ async def test_a_run_is_shown_while_it_lives(here: Site, tab: Browser) -> None:
     await tab.js(f"{LAST}.querySelector('.tool').open = true")
     await tab.until(f"{LAST}.querySelector('.tool .how').textContent.startsWith('running')")
     assert '"where": "sea"' in await tab.js(f"{LAST}.querySelector('.tool').textContent")
-    assert "running look_up" in await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent")
+    await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent.startsWith('running look_up; ')")
     assert re.search(r"last progress \d+ s ago", await tab.js(f"{LAST}.querySelector('.live').textContent"))
     await picture(tab, "live")
     await holder.append(build.tool_finished("c1", {"depth": 12}, "look_up"), build.text(2, "mostly."))
@@ -174,11 +174,14 @@ async def test_disconnected_is_not_stopped(here: Site, tab: Browser) -> None:
     assert "Disconnected, retrying" in await tab.js("document.getElementById('offline').textContent")
     assert await tab.js(f"{LAST}.querySelector('.end')") is None
     await picture(tab, "disconnected")
+    await key(tab, "Escape", 27)  # nobody hears it yet, and it is not forgotten
+    await tab.until("document.getElementById('problem').innerText.includes('will be as soon as it is back')")
     await holder.say("meanwhile ")
     await tab.offline(False)
     await tab.until("document.getElementById('offline').hidden")
-    await here.complete(holder, "")
-    await tab.until(f"{LAST}.innerText.includes('before meanwhile ')")
+    await here.obey(holder)
+    await tab.until(f"{LAST}.innerText.includes('before meanwhile ') && {LAST}.querySelector('.end.cancelled')")
+    assert await tab.js("document.getElementById('problem').hidden") is True
 
 
 async def test_nothing_that_is_said_becomes_markup(here: Site, tab: Browser) -> None:

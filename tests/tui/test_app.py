@@ -194,18 +194,22 @@ async def test_disconnected_is_not_stopped(here: Site) -> None:
         holder = await here.claim()
         await holder.say("before ")
         await page.until("before ")
-        port = here.server.port
+        port, view = here.server.port, page.app._active()
+        assert view is not None
         here.app.close_readers()
         await here.server.stop(0.1)
         await page.until("disconnected, the run is not stopped; it was answering")
         await page.ask("not lost")
         await page.until(lambda: page.app.screen_stack[0].query_one(Prompt).text == "not lost")
+        await page.pilot.press("escape")  # nobody hears it yet, and it is not forgotten
+        await page.until(lambda: view.wish)
         await holder.say("meanwhile")
         here.app._gate.closing = False
         here.server = type(here.server)(here.app, "127.0.0.1", port, connections=64, log=here.log)
         await here.server.start()
         await page.until("before meanwhile")
-        await here.complete(holder, "")
+        await here.obey(holder)
+        await page.until("cancelled: stopped")
 
 
 async def test_a_long_answer_is_whole(here: Site) -> None:

@@ -15,10 +15,10 @@ from textual import on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen, Screen
+from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from holdfast.client import ApiError, AsyncClient, ClientError, Connection
+from holdfast.client import ApiError, AsyncClient, ClientError, Connection, ServerUnreachable
 from holdfast.domain.words import age, one_line
 from holdfast.tui.dialogs import Choose, Decide, Decisions
 from holdfast.tui.prompt import Prompt
@@ -71,23 +71,28 @@ class ChatApp(App[str]):
         self._queue: list[Mapping[str, Any]] = []
         self._busy = "supersede"
         self._rehearsal = False
+        self._opening = False
         self._lost = ""
         self._pressed_at = 0.0
         self._texts: dict[str, str] = {}
+        self._lines: dict[str, Static] = {}
 
     def compose(self) -> ComposeResult:
         """The page, from top to bottom."""
-        yield Static("", id="head", markup=False)
-        yield VerticalScroll(Static(_WELCOME, id="welcome", markup=False), id="said", can_focus=False)
-        yield Static("", id="queue", markup=False)
-        yield Static("", id="live", markup=False)
-        yield Prompt()
-        yield Static("", id="keys", markup=False)
+        self._welcome = Static(_WELCOME, id="welcome", markup=False)
+        self._said = VerticalScroll(self._welcome, id="said", can_focus=False)
+        self._prompt = Prompt()
+        yield self._line("head")
+        yield self._said
+        yield self._line("queue")
+        yield self._line("live")
+        yield self._prompt
+        yield self._line("keys")
 
     def on_mount(self) -> None:
         """Show what was said before, and attach to what runs."""
-        self._page.query_one(Prompt).focus()
-        self._page.query_one("#said", VerticalScroll).anchor()
+        self._prompt.focus()
+        self._said.anchor()
         self.set_interval(_WRITE_S, self._write)
         self.set_interval(_TICK_S, self._tick)
         self.set_interval(_LOOK_S, lambda: self._work(self._look(), "look", exclusive=True))
@@ -98,11 +103,6 @@ class ChatApp(App[str]):
     async def on_unmount(self) -> None:
         """Close the connections; runs go on."""
         await self._client.aclose()
-
-    @property
-    def _page(self) -> Screen[Any]:
-        """The conversation, whatever question lies over it."""
-        return self.screen_stack[0]
 
     # ---- keys
 
@@ -123,7 +123,7 @@ class ChatApp(App[str]):
         if isinstance(self.screen, ModalScreen):
             _ = self.screen.dismiss(None)
             return
-        now, prompt = time.monotonic(), self._page.query_one(Prompt)
+        now, prompt = time.monotonic(), self._prompt
         view = self._active()
         again = now - self._pressed_at < _AGAIN_S
         self._pressed_at = now
@@ -164,13 +164,13 @@ class ChatApp(App[str]):
 
     def action_page(self, way: int) -> None:
         """Scroll the conversation."""
-        said = self._page.query_one("#said", VerticalScroll)
+        said = self._said
         (said.scroll_page_up if way < 0 else said.scroll_page_down)(animate=False)
 
     @on(Prompt.Sent)
     def send(self, sent: Prompt.Sent) -> None:
         """A prompt, or the answer to a waiting run's question asked anew."""
-        self._page.query_one(Prompt).text = ""
+        self._prompt.text = ""
         self._work(self._send(sent.text), "send")
 
     # ---- calls of the server, each a worker
@@ -180,10 +180,18 @@ class ChatApp(App[str]):
             _ = view.remove()
         self.workers.cancel_group(self, "follow")
         self._session, self._views, self._queue, self._rehearsal = session, {}, [], False
-        self._page.query_one("#welcome").display = not session
-        self._page.query_one("#said", VerticalScroll).anchor()
+        self._welcome.display = not session
+        self._said.anchor()
         if not session:
             return
+        self._opening = True  # until its history stands there, no run of it is new
+        try:
+            await self._remember(session)
+        finally:
+            self._opening = False
+        await self._look()
+
+    async def _remember(self, session: str) -> None:
         try:
             page = await self._client.session(session)
         except ApiError as error:
@@ -197,19 +205,18 @@ class ChatApp(App[str]):
                 await self._show(RunView(run))
                 self._views[run].live.ended = True
             self._views[run].remember(message)
-        await self._look()
 
     async def _look(self) -> None:
         """Take in what others did: runs that began elsewhere, and what waits."""
         session = self._session
-        if not session:
+        if not session or self._opening:
             return
         try:
             runs = (await self._client.runs(session=session, limit=_LOOKED_AT))["runs"]
         except ClientError as error:
             self._lost = one_line(error)
             raise
-        if session != self._session:
+        if session != self._session or self._opening:
             return
         self._lost = ""
         self._rehearsal = self._rehearsal or any(record.get("rehearsal") for record in runs)
@@ -222,12 +229,12 @@ class ChatApp(App[str]):
         try:
             record = await self._client.start(text, session=self._session or None, on_busy=self._busy)
         except ClientError:
-            prompt = self._page.query_one(Prompt)
+            prompt = self._prompt
             prompt.text = prompt.text or text  # nothing that was typed is lost
             raise
         self._session = record["session"]
         self._rehearsal = self._rehearsal or bool(record.get("rehearsal"))
-        self._page.query_one("#said", VerticalScroll).anchor()
+        self._said.anchor()
         view = self._views.get(record["id"])
         if view is not None:
             view.note(f"on its way to the run: {one_line(text)}")
@@ -236,8 +243,12 @@ class ChatApp(App[str]):
         await self._look()
 
     async def _stop(self, view: RunView) -> None:
+        view.wish = False
         try:
             await self._client.stop(view.run)
+        except ServerUnreachable:
+            view.wish = True  # it is passed on when somebody hears it
+            raise
         except ClientError:
             view.live.stopping = False
             raise
@@ -249,12 +260,14 @@ class ChatApp(App[str]):
 
     async def _show(self, view: RunView) -> None:
         self._views[view.run] = view
-        self._page.query_one("#welcome").display = False
-        await self._page.query_one("#said").mount(view)
+        self._welcome.display = False
+        await self._said.mount(view)
 
     async def _follow(self, view: RunView) -> None:
         def connection(now: Connection) -> None:
             view.live.connected = now.state not in ("reconnecting", "failed")
+            if view.wish and now.state == "live":
+                self._work(self._stop(view), "stop")
 
         number = 0
         async with self._client.follow(view.run, on_state=connection) as events:
@@ -322,24 +335,29 @@ class ChatApp(App[str]):
         words = ["holdfast", self._session or "new session"]
         if self._rehearsal:
             words.append("REHEARSAL: answers follow a script, they are not a model's")
-        self._set("#head", "  ".join(words))
-        self._set("#keys", _KEYS)
+        self._set("head", "  ".join(words))
+        self._set("keys", _KEYS)
         busy = f"while a run is active, a prompt {_BUSY[self._busy]} (^T)"
         if self._texts.get("busy") != busy:
-            self._texts["busy"] = self._page.query_one(Prompt).border_subtitle = busy
+            self._texts["busy"] = self._prompt.border_subtitle = busy
         waits = [f"waiting {n}. {one_line(record['input'])}" for n, record in enumerate(self._queue, 1)]
-        self._set("#queue", "\n".join(waits))
-        self._page.query_one("#queue").display = bool(waits)
+        self._set("queue", "\n".join(waits))
+        self._lines["queue"].display = bool(waits)
         words_now = view.live.words(now) if view else self._lost
-        self._set("#live", words_now)
-        self._page.query_one("#live").display = bool(words_now)
+        self._set("live", words_now)
+        self._lines["live"].display = bool(words_now)
         quiet = view is None or not view.live.connected or (now - view.live.heard > 5 and not view.live.waiting)
-        self._page.query_one("#live").set_class(quiet, "quiet")
+        self._lines["live"].set_class(quiet, "quiet")
+
+    def _line(self, name: str) -> Static:
+        """A line of the page; kept, because the page is taken down piece by piece while its clock still ticks."""
+        self._lines[name] = Static("", id=name, markup=False)
+        return self._lines[name]
 
     def _set(self, name: str, text: str) -> None:
         if self._texts.get(name) != text:  # an update draws the line anew, whatever it says
             self._texts[name] = text
-            self._page.query_one(name, Static).update(text)
+            self._lines[name].update(text)
 
 
 def _waits(record: Mapping[str, Any]) -> bool:

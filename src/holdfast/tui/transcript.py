@@ -104,6 +104,7 @@ class RunView(Vertical):
         self.run = run
         self.live = Liveness(time.time())
         self.requests: Sequence[Mapping[str, Any]] = ()
+        self.wish = False  # a stop that the server has not heard yet
         self._text = text
         self._prompt: Static | None = None
         self._parts: dict[int, _Prose] = {}
