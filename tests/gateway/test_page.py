@@ -61,7 +61,7 @@ async def test_a_run_is_shown_while_it_lives(here: Site, tab: Browser) -> None:
     await tab.until(f"{LAST}.querySelector('.tool')")
     await tab.js(f"{LAST}.querySelector('.tool').open = true")
     await tab.until(f"{LAST}.querySelector('.tool .how').textContent.startsWith('running')")
-    assert '"where": "sea"' in await tab.js(f"{LAST}.querySelector('.tool').textContent")
+    await tab.until(f"{LAST}.querySelector('.tool pre').textContent.includes('\"where\": \"sea\"')")
     await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent.startsWith('running look_up; ')")
     assert re.search(r"last progress \d+ s ago", await tab.js(f"{LAST}.querySelector('.live').textContent"))
     await picture(tab, "live")
