@@ -331,6 +331,27 @@ async def test_a_long_answer_is_whole_and_in_pieces_that_a_browser_can_lay_out(h
     await tab.until("!document.getElementById('latest').hidden")
 
 
+async def test_code_is_set_apart_wherever_the_stream_cuts_it(here: Site, tab: Browser) -> None:
+    """Between fences, in blocks of its own; the same whether it came in one piece or in any two."""
+    await tab.open(here.url)
+    shapes = await tab.js(
+        """(() => {
+          const said = "a ``` b\\n```py\\nx = `1`\\n\\ny <b>\\n```\\nafter ``\\n   ```\\nz";
+          const shape = (pieces) => {
+            const box = document.createElement("div"), prose = new Prose(box);
+            for (const piece of pieces) { prose.add(piece); prose.write(); }
+            prose.finish(); prose.write();
+            return [...box.children].map((e) => `${e.tagName}:${e.textContent}`).join("|");
+          };
+          const all = new Set([shape([said]), shape([...said])]);
+          for (let n = 1; n < said.length; n += 1) all.add(shape([said.slice(0, n), said.slice(n)]));
+          for (const end of ["``", "```", "```py", "x\\n  "]) all.add(shape([...end]) === shape([end]) ? "" : end);
+          return [...all].filter((each) => each);
+        })()"""
+    )
+    assert shapes == ["DIV:a ``` b\n|PRE:x = `1`\n\ny <b>\n|DIV:after ``\n|PRE:z"]
+
+
 async def test_what_belongs_to_another_run_or_was_here_before_is_dropped(here: Site, tab: Browser) -> None:
     """F25: each event names its run and its place in it."""
     await tab.open(here.url)
