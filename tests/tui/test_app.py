@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from holdfast.client import AsyncClient, Backoff
+from holdfast.client import AsyncClient, Backoff, ServerUnreachable
 from holdfast.domain.events import EventType
 from holdfast.domain.runs import Reason, State
 from holdfast.testing import build
@@ -210,6 +210,26 @@ async def test_disconnected_is_not_stopped(here: Site) -> None:
         await page.until("before meanwhile")
         await here.obey(holder)
         await page.until("cancelled: stopped")
+
+
+async def test_a_prompt_that_got_no_answer_is_sent_again_without_a_second_run(here: Site) -> None:
+    """The answer was lost, the run was not; the prompt is still in the box."""
+    async with opened(here) as page:
+        start = page.app._client.start
+
+        async def cut(*args: Any, **more: Any) -> Any:
+            await start(*args, **more)
+            page.app._client.start = start  # type: ignore[method-assign]
+            raise ServerUnreachable(here.url, "cut")
+
+        page.app._client.start = cut  # type: ignore[method-assign]
+        await page.ask("once")
+        await page.until(lambda: page.app._prompt.text == "once")
+        await page.pilot.press("enter")
+        holder = await here.claim()
+        await page.until("starting; ")
+        assert len((await here.http.get("/api/runs")).json()["runs"]) == 1
+        await here.complete(holder, "")
 
 
 async def test_a_long_answer_is_whole(here: Site) -> None:

@@ -7,6 +7,7 @@ key is answered at once, however slow the server is. Leaving stops nothing.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, ClassVar, Final
@@ -42,6 +43,7 @@ class ChatApp(App[str]):
     TITLE = "holdfast"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
+    ToastRack { dock: top; align: right top; margin-top: 1; }
     #head { height: 1; background: $boost; color: $text-muted; padding: 0 1; }
     #said { padding: 1 1 0 1; scrollbar-size-vertical: 1; }
     #welcome { color: $text-muted; }
@@ -72,6 +74,7 @@ class ChatApp(App[str]):
         self._busy = "supersede"
         self._rehearsal = False
         self._opening = False
+        self._tried: tuple[tuple[str, str, str] | None, str] = (None, "")
         self._lost = ""
         self._pressed_at = 0.0
         self._texts: dict[str, str] = {}
@@ -214,7 +217,7 @@ class ChatApp(App[str]):
         try:
             runs = (await self._client.runs(session=session, limit=_LOOKED_AT))["runs"]
         except ClientError as error:
-            self._lost = one_line(error)
+            self._lost = one_line(str(error))
             raise
         if session != self._session or self._opening:
             return
@@ -226,13 +229,18 @@ class ChatApp(App[str]):
                 await self._begin(record["id"], None)
 
     async def _send(self, text: str) -> None:
+        asked = (text, self._session, self._busy)
+        if self._tried[0] != asked:  # the same again after no answer is the same run, not a second one
+            self._tried = (asked, f"t_{secrets.token_hex(16)}")
         try:
-            record = await self._client.start(text, session=self._session or None, on_busy=self._busy)
+            record = await self._client.start(
+                text, session=self._session or None, on_busy=self._busy, idempotency_key=self._tried[1]
+            )
         except ClientError:
             prompt = self._prompt
             prompt.text = prompt.text or text  # nothing that was typed is lost
             raise
-        self._session = record["session"]
+        self._session, self._tried = record["session"], (None, "")
         self._rehearsal = self._rehearsal or bool(record.get("rehearsal"))
         self._said.anchor()
         view = self._views.get(record["id"])
@@ -247,8 +255,8 @@ class ChatApp(App[str]):
         try:
             await self._client.stop(view.run)
         except ServerUnreachable:
-            view.wish = True  # it is passed on when somebody hears it
-            raise
+            view.wish = True
+            self.notify("the server cannot be reached; it is told to stop as soon as it is back", markup=False)
         except ClientError:
             view.live.stopping = False
             raise
@@ -316,7 +324,7 @@ class ChatApp(App[str]):
                 await call
             except ClientError as error:
                 if group != "look":
-                    self.notify(one_line(error), severity="error", timeout=10, markup=False)
+                    self.notify(one_line(str(error)), severity="error", timeout=10, markup=False)
 
         self.run_worker(guarded(), group=group, exclusive=exclusive, exit_on_error=True)
 
