@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -20,12 +23,16 @@ LIMIT_S = 8.0
 class Terminal:
     """`holdfast chat` as a process of its own, at a terminal or at pipes."""
 
-    def __init__(self, stub, *args, tty=True):
+    def __init__(self, stub, *args, tty=True, page=False, **env):
         command = [sys.executable, "-m", "holdfast", "chat", "--url", stub.url, *args]
         self.out = ""
         if tty:
             self._fd, theirs = pty.openpty()
-            self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+            self.process = subprocess.Popen(
+                command if page else [*command, "--plain"], stdin=theirs, stdout=theirs, stderr=theirs,
+                start_new_session=True, env={**os.environ, "TERM": "xterm-256color", **env},
+            )  # fmt: skip
             os.close(theirs)
             self._in = self._fd
         else:
@@ -56,7 +63,7 @@ class Terminal:
         """Read until `text` was printed."""
         end = time.monotonic() + LIMIT_S
         while text not in self.out:
-            assert time.monotonic() < end, f"no {text!r} within {LIMIT_S} s in {self.out!r}"
+            assert time.monotonic() < end, f"no {text!r} within {LIMIT_S} s in {self.out[-5000:]!r}"
             if select.select([self._fd], [], [], 0.05)[0]:
                 self._read()
         return self.out
@@ -198,6 +205,40 @@ def test_a_session_that_does_not_exist_begins(stub):
     assert result.returncode == 0
     assert "a new session: s_mine" in result.stderr
     assert stub.runs["r_1"]["session"] == "s_mine"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(40)
+def test_the_page_in_a_terminal_stops_with_escape_and_leaves_with_the_terminal_as_it_was(stub):
+    """F19, F49: the real program at a real terminal; colours or not, nothing stays switched on behind it."""
+    with Terminal(stub, page=True, NO_COLOR="1") as terminal:
+        terminal.until("Ask something")
+        terminal.type("slow one\r")
+        terminal.until("slow one ")
+        fcntl.ioctl(terminal._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.type("\x1b")
+        terminal.until("cancelled: stopped")
+        terminal.type("\x1b")
+        terminal.type("\x04")
+        assert terminal.leave() == 0
+        assert "Traceback" not in terminal.out
+        assert "resume with: holdfast chat --session s_new" in terminal.out
+        assert terminal.out.rindex("\x1b[?1049l") > terminal.out.rindex("\x1b[?1049h")  # the old screen is back
+        assert "\x1b[?1000l" in terminal.out  # and the mouse is the terminal's again
+    assert stub.requests.count("POST /api/runs/r_1/stop") == 1
+
+
+@pytest.mark.parametrize("how", [{"TERM": "dumb"}, {"url": "http://127.0.0.1:9"}], ids=["dumb", "unreachable"])
+def test_where_no_page_can_be_there_is_none(stub, how):
+    """A terminal that cannot show one gets lines; an error is told on the ordinary screen, with its exit code."""
+    stub = type("Elsewhere", (), {"url": how.pop("url")}) if "url" in how else stub
+    with Terminal(stub, page=True, **how) as terminal:
+        if "TERM" in how:
+            terminal.until("> ")
+            terminal.hang_up()
+        assert terminal.leave() == (0 if "TERM" in how else 3)
+        assert "\x1b[?1049h" not in terminal.out
 
 
 def _wait_for(holds):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.cli.output import age, clean, duration, event_line, one_line, receipt_words, table
+from holdfast.cli.output import event_line, table
 from holdfast.cli.screen import Screen
+from holdfast.domain.words import age, clean, duration, one_line, receipt_words
 
 
 def shown(*events):

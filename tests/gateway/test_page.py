@@ -38,6 +38,16 @@ async def ask(tab: Browser, text: str) -> None:
     await tab.press(text)
 
 
+async def key(tab: Browser, name: str, code: int, **more: str) -> None:
+    """Press one key, wherever the focus is."""
+    for kind in ("keyDown", "keyUp"):
+        await tab.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **more)
+
+
+async def enter(tab: Browser) -> None:
+    await key(tab, "Enter", 13, text="\r")
+
+
 async def test_a_run_is_shown_while_it_lives(here: Site, tab: Browser) -> None:
     """Enter asks; reasoning folded away, text as it comes, a tool with its arguments, result and time."""
     await tab.open(here.url)
@@ -50,9 +60,9 @@ async def test_a_run_is_shown_while_it_lives(here: Site, tab: Browser) -> None:
     await holder.append(build.tool_called("c1", "look_up", where="sea"))
     await tab.until(f"{LAST}.querySelector('.tool')")
     await tab.js(f"{LAST}.querySelector('.tool').open = true")
-    await tab.until(f"{LAST}.querySelector('.tool .how').textContent === 'running'")
-    assert '"where": "sea"' in await tab.js(f"{LAST}.querySelector('.tool').textContent")
-    assert "working" in await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent")
+    await tab.until(f"{LAST}.querySelector('.tool .how').textContent.startsWith('running')")
+    await tab.until(f"{LAST}.querySelector('.tool pre').textContent.includes('\"where\": \"sea\"')")
+    await tab.until(f"{LAST}.querySelector('.live:not([hidden])')?.textContent.startsWith('running look_up; ')")
     assert re.search(r"last progress \d+ s ago", await tab.js(f"{LAST}.querySelector('.live').textContent"))
     await picture(tab, "live")
     await holder.append(build.tool_finished("c1", {"depth": 12}, "look_up"), build.text(2, "mostly."))
@@ -75,7 +85,7 @@ async def test_a_run_that_waits_says_on_what_and_when_that_ends(here: Site, tab:
     assert re.search(r"waiting on tool dive; ends in (4|5)\d(\.\d)? s at the latest \(tool_timeout\)", said), said
     assert re.search(r"last progress (6[5-9]|7\d) s ago", said), said
     await holder.append(build.text(0, "Back."))
-    assert "working" in await tab.until(f"!{LIVE}.includes('waiting on') && {LIVE}")
+    assert "answering" in await tab.until(f"!{LIVE}.includes('waiting on') && {LIVE}")
     await here.complete(holder, "Diving. Back.")
 
 
@@ -142,7 +152,7 @@ async def test_what_waits_is_shown_and_can_be_removed(here: Site, tab: Browser) 
     items = "[...document.querySelectorAll('#queue li')].map(e => e.firstChild.textContent).join('|')"
     assert await tab.js(items) == "next|after that"
     await picture(tab, "queue")
-    await tab.js("document.querySelector('#queue li button').click()")
+    await tab.js("document.querySelector('#queue li button:last-child').click()")
     await tab.until(f"{items} === 'after that'")
     await here.complete(holder, "")
     await here.claim()
@@ -164,11 +174,14 @@ async def test_disconnected_is_not_stopped(here: Site, tab: Browser) -> None:
     assert "Disconnected, retrying" in await tab.js("document.getElementById('offline').textContent")
     assert await tab.js(f"{LAST}.querySelector('.end')") is None
     await picture(tab, "disconnected")
+    await key(tab, "Escape", 27)  # nobody hears it yet, and it is not forgotten
+    await tab.until("document.getElementById('problem').innerText.includes('will be as soon as it is back')")
     await holder.say("meanwhile ")
     await tab.offline(False)
     await tab.until("document.getElementById('offline').hidden")
-    await here.complete(holder, "")
-    await tab.until(f"{LAST}.innerText.includes('before meanwhile ')")
+    await here.obey(holder)
+    await tab.until(f"{LAST}.innerText.includes('before meanwhile ') && {LAST}.querySelector('.end.cancelled')")
+    assert await tab.js("document.getElementById('problem').hidden") is True
 
 
 async def test_nothing_that_is_said_becomes_markup(here: Site, tab: Browser) -> None:
@@ -202,19 +215,32 @@ async def test_sessions_are_switched_and_made_anew(here: Site, tab: Browser) -> 
         await here.complete(holder, "")
         await tab.until(f"{LAST}?.innerText.includes({text!r}) && location.hash.startsWith('#s=')")
     assert "in one" not in await tab.js("document.getElementById('log').innerText")
-    await tab.until("document.querySelectorAll('#sessions option').length === 2")
-    await tab.js("{ const s = document.getElementById('sessions'); s.selectedIndex = 1; s.onchange(); }")
+    names = "[...document.querySelectorAll('#sessions .name')].map((e) => e.textContent).join('|')"
+    await tab.until(f"{names} === 'in two|in one'")  # by what was asked first, not by an id that nobody knows
+    await tab.js("document.querySelectorAll('#sessions .pick')[1].click()")
     await tab.until(f"{LAST}?.innerText.includes('in one')")
+    assert await tab.js("document.getElementById('title').textContent") == "in one"
+    await tab.until("document.querySelector('#sessions [aria-current]').innerText.includes('in one')")
+    await tab.js("document.querySelector('#sessions .here .drop').click()")
+    await tab.until("document.getElementById('sure').open")
+    assert "in one" in await tab.js("document.querySelector('#sure p').textContent")
+    await tab.js("document.querySelector('#sure .stop').click()")
+    await tab.until(f"{names} === 'in two' && document.querySelector('.empty') && location.hash === ''")
 
 
 async def test_a_rehearsal_is_announced(tmp_path: Path, tab: Browser) -> None:
     """P8: a scripted answer is never mistaken for a model's."""
     async with site(tmp_path) as here:
         here.agents = [type(here.agents[0])("echo", "", "m", True, rehearsal=True)]
-        await tab.open(here.url)
-        assert await tab.js("document.getElementById('rehearsal').hidden") is True
-        await ask(tab, "x")
+        await tab.open(here.url)  # before anything was asked: who sees it first is told first
         await tab.until("!document.getElementById('rehearsal').hidden")
+        await tab.js("document.querySelector('.tries button').click()")
+        assert (await tab.js("document.getElementById('input').value")).startswith("!think")
+        here.agents = [type(here.agents[0])("echo", "", "m", True, rehearsal=False)]
+        await tab.reload()
+        await tab.until("document.querySelector('.empty h2')")
+        await tab.until("typeof agents === 'object' && agents.length === 1")
+        assert await tab.js("document.getElementById('rehearsal').hidden") is True
 
 
 async def test_a_refusal_is_shown_with_its_remedy(here: Site, tab: Browser) -> None:
@@ -223,8 +249,173 @@ async def test_a_refusal_is_shown_with_its_remedy(here: Site, tab: Browser) -> N
     await tab.open(here.url)
     await ask(tab, "keep me")
     await tab.until("!document.getElementById('problem').hidden")
-    assert "no agent is served yet" in await tab.js("document.getElementById('problem').innerText")
+    assert "No agent is served yet. See /readyz" in await tab.js("document.getElementById('problem').innerText")
     assert await tab.js("document.getElementById('input').value") == "keep me"
+
+
+async def test_what_waits_is_edited_and_survives_a_reload(here: Site, tab: Browser) -> None:
+    """F24: whole, though lists cut it; what one types is not lost to the page's own refreshing."""
+    await tab.open(here.url)
+    await tab.js("document.getElementById('busy').value = 'enqueue'; document.getElementById('busy').onchange()")
+    await ask(tab, "active")
+    holder = await here.claim()
+    await tab.until("!document.getElementById('stop').disabled")
+    await ask(tab, "long " * 100)
+    await tab.until("document.querySelector('#queue li')")
+    await tab.reload()
+    await tab.until("document.querySelector('#queue li button')")
+    assert await tab.js("document.getElementById('busy').value") == "enqueue"
+    await tab.js("document.querySelector('#queue li button').click()")
+    assert await tab.until("document.querySelector('#queue textarea')?.value") == ("long " * 100).strip()
+    await tab.js("document.querySelector('#queue textarea').value = 'short'; refresh()")
+    await tab.js("refresh()")
+    assert await tab.js("document.activeElement.value") == "short"
+    await picture(tab, "edit")
+    await enter(tab)
+    await tab.until("document.querySelector('#queue li > span')?.textContent === 'short'")
+    await here.complete(holder, "")
+    assert (await here.claim()).claim.spec.input == "short"
+    await tab.until(f"{LAST}.innerText.includes('short')")
+
+
+async def test_escape_stops_what_is_active_and_nothing_else(here: Site, tab: Browser) -> None:
+    """F19 on the page: one key, the same receipt; with nothing active it does nothing."""
+    await tab.open(here.url)
+    await key(tab, "Escape", 27)
+    await ask(tab, "stop me")
+    holder = await here.claim()
+    await tab.until("!document.getElementById('stop').disabled")
+    await key(tab, "Escape", 27)
+    await key(tab, "Escape", 27)
+    await tab.until(f"{LIVE}.startsWith('stopping')")
+    await here.obey(holder)
+    await tab.until(f"{LAST}.querySelector('.end.cancelled')")
+    await key(tab, "Escape", 27)
+    assert await tab.js("document.getElementById('problem').hidden") is True
+    await tab.js(f"{LAST}.querySelector('.again').click()")
+    assert await tab.js("document.getElementById('input').value") == "stop me"
+
+
+async def test_after_a_reload_silence_is_as_old_as_it_is(here: Site, tab: Browser) -> None:
+    """F82: reading the log again is no progress of the run, and its phase is known at once."""
+    await tab.open(here.url)
+    await ask(tab, "dive")
+    holder = await here.claim()
+    await holder.append(build.text(0, "Diving. "), build.tool_called("c1", "dive"))
+    await tab.until(f"{LIVE}.startsWith('running dive')")
+    await tab.until(f"/last progress [2-9] s ago/.test({LIVE})")
+    await tab.reload()
+    said = await tab.until(f"{LAST}?.querySelector('.live:not([hidden])')?.textContent")
+    assert re.search(r"last progress [2-9] s ago", said), said
+    await tab.until(f"{LIVE}.startsWith('running dive')")
+    await here.complete(holder, "Diving.")
+
+
+async def test_a_long_answer_is_whole_and_in_pieces_that_a_browser_can_lay_out(here: Site, tab: Browser) -> None:
+    """One block of 20,000 tokens took a tab ten seconds at a time; nothing of the text may be lost for that."""
+    await tab.open(here.url)
+    await ask(tab, "long")
+    holder = await here.claim()
+    words = "".join(f"t{n} " for n in range(5000))
+    lines = "".join(f"line {n} \U0001f40b\n" for n in range(2000))
+    for text in (words, "\U0001f40b" * 7000, lines):
+        await holder.append(*(build.text(0, text[at : at + 700]) for at in range(0, len(text), 700)))
+    await here.complete(holder, "")
+    whole = words + "\U0001f40b" * 7000 + lines
+    await tab.until(f"{LAST}.querySelector('.text').textContent.length === {len(whole.encode('utf-16-le')) // 2}")
+    assert await tab.js(f"{LAST}.querySelector('.text').textContent") == whole
+    sizes = await tab.js(f"[...{LAST}.querySelectorAll('.text > div')].map((e) => e.textContent.length)")
+    assert max(sizes) <= 12_001
+    await tab.until("document.getElementById('latest').hidden && below() < 2")
+    await tab.js("document.getElementById('scroll').scrollTop = 0")
+    await tab.until("!document.getElementById('latest').hidden")
+
+
+async def test_code_is_set_apart_wherever_the_stream_cuts_it(here: Site, tab: Browser) -> None:
+    """Between fences, in blocks of its own; the same whether it came in one piece or in any two."""
+    await tab.open(here.url)
+    shapes = await tab.js(
+        """(() => {
+          const said = "a ``` b\\n```py\\nx = `1`\\n\\ny <b>\\n```\\nafter ``\\n   ```\\nz";
+          const shape = (pieces) => {
+            const box = document.createElement("div"), prose = new Prose(box);
+            for (const piece of pieces) { prose.add(piece); prose.write(); }
+            prose.finish(); prose.write();
+            return [...box.children].map((e) => `${e.tagName}:${e.textContent}`).join("|");
+          };
+          const all = new Set([shape([said]), shape([...said])]);
+          for (let n = 1; n < said.length; n += 1) all.add(shape([said.slice(0, n), said.slice(n)]));
+          for (const end of ["``", "```", "```py", "x\\n  "]) all.add(shape([...end]) === shape([end]) ? "" : end);
+          return [...all].filter((each) => each);
+        })()"""
+    )
+    assert shapes == ["DIV:a ``` b\n|PRE:x = `1`\n\ny <b>\n|DIV:after ``\n|PRE:z"]
+
+
+async def test_what_belongs_to_another_run_or_was_here_before_is_dropped(here: Site, tab: Browser) -> None:
+    """F25: each event names its run and its place in it."""
+    await tab.open(here.url)
+    await ask(tab, "mine")
+    holder = await here.claim()
+    await holder.say("one ")
+    await tab.until(f"{LAST}.innerText.includes('one ')")
+    view = "[...views.values()].pop()"
+    await tab.js(
+        f"{view}.take({{ type: 'text.delta', run: 'r_other', seq: {view}.seq + 1, part: 0, text: 'foreign' }})"
+    )
+    await tab.js(f"{view}.take({{ type: 'text.delta', run: {view}.run, seq: {view}.seq, part: 0, text: 'twice' }})")
+    gap = f"{{ type: 'text.delta', run: {view}.run, seq: {view}.seq + 2, part: 0, text: 'gap' }}"
+    assert await tab.js(f"(() => {{ try {{ {view}.take({gap}); }} catch (e) {{ return e.message; }} }})()")
+    await holder.say("two")
+    await here.complete(holder, "")
+    await tab.until(f"{LAST}.querySelector('.text').textContent === 'one two'")
+
+
+async def test_a_prompt_that_got_no_answer_is_sent_again_without_a_second_run(here: Site, tab: Browser) -> None:
+    """The answer was lost, the run was not: pressing Send again finds it."""
+    await tab.open(here.url)
+    await tab.js(
+        "{ const real = fetch; let cut = false; window.fetch = async (path, how) => {"
+        " const got = await real(path, how);"
+        " if (how?.method === 'POST' && !cut) { cut = true; throw new TypeError('cut'); }"
+        " return got; } }"
+    )
+    await ask(tab, "once")
+    await tab.until("document.getElementById('problem').innerText.includes('your prompt is still in the box')")
+    assert await tab.js("document.getElementById('input').value") == "once"
+    await enter(tab)
+    holder = await here.claim()
+    await tab.until(f"{LAST}?.innerText.includes('once')")
+    assert len((await here.http.get("/api/runs")).json()["runs"]) == 1
+    await here.complete(holder, "")
+
+
+async def test_a_server_out_of_reach_is_said_when_nothing_runs_too(here: Site, tab: Browser) -> None:
+    """An old page that looks alive is a lie; and nothing need be pressed when the server is back."""
+    await tab.open(here.url)
+    await tab.offline(True)
+    await tab.js("glance()")
+    await tab.until("document.getElementById('offline').innerText.includes('cannot be reached')")
+    await tab.offline(False)
+    await tab.until("document.getElementById('offline').hidden")
+
+
+async def test_a_failure_says_its_cause_and_its_remedy(here: Site, tab: Browser) -> None:
+    """Who reads it knows what to do next."""
+    await tab.open(here.url)
+    await ask(tab, "fail")
+    holder = await here.claim()
+    error = {
+        "code": "model_connect",
+        "message": "no answer",
+        "cause": "refused",
+        "retryable": True,
+        "remedy": "start it",
+    }
+    drafts = [(EventType.RUN_FAILED, {"reason": "model_error", "error": error})]
+    await here.end(holder, drafts, State.FAILED, Reason.MODEL_ERROR, error=error)
+    words = "Failed (model_error): no answer. Cause: refused. Start it."
+    await tab.until(f"{LAST}.querySelector('.end.failed')?.textContent === {words!r}")
 
 
 async def test_the_page_needs_nothing_from_elsewhere(here: Site) -> None:
@@ -241,19 +432,20 @@ async def test_a_waiting_run_is_decided_with_the_keyboard(here: Site, tab: Brows
     await tab.open(here.url)
     await tab.press("hello")
     holder = await here.claim()
+    await holder.append(build.tool_called("c1", "look"))
     await holder.park()
     await tab.until("document.querySelector('.asks legend').textContent === 'May look run?'")
+    how = "document.querySelector('.tool .how').textContent"
+    assert await tab.js(how) == "needs a decision"  # it was called, and does not run
     assert await tab.js("[...document.querySelectorAll('.asks button')].map((b) => b.ariaLabel).join()") == (
         "Approve look,Deny look"
     )
     await tab.until("document.querySelector('.live').textContent.startsWith('waiting for a decision')")
     await picture(tab, "waiting")
     await tab.js("document.querySelector('.asks button').focus()")
-    for kind in ("keyDown", "keyUp"):
-        await tab.call(
-            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
-        )
+    await enter(tab)
     await tab.until("!document.querySelector('.asks') && document.body.innerText.includes('Decided: approved.')")
     assert (await here.store.get(holder.key)).state == "queued"
+    assert await tab.js(how) == "approved"
     await here.complete(await here.claim(), "done")
     assert tab.problems == []

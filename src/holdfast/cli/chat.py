@@ -1,12 +1,13 @@
-"""A conversation in a terminal, line by line.
+"""A conversation in a terminal: the page of `holdfast.tui`, or line by line where there is no terminal for a page.
 
-Ctrl-C while an answer streams stops the run: the request goes out on its own thread, and the stream is read on to
-its terminal event, so nothing is lost between the two. Ctrl-C at the prompt leaves.
+Line by line, Ctrl-C while an answer streams stops the run: the request goes out on its own thread, and the stream is
+read on to its terminal event, so nothing is lost between the two. Ctrl-C at the prompt leaves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from holdfast.cli.output import clean, one_line, print_json
+from holdfast.cli.output import print_json
 from holdfast.cli.remote import FAILED, Remote, check_id, leave, remote_options
 from holdfast.cli.screen import Screen
 from holdfast.domain.events import EventType
+from holdfast.domain.words import clean, one_line
 
 if TYPE_CHECKING:
     from holdfast.client import Client
@@ -26,21 +28,27 @@ if TYPE_CHECKING:
 _PROMPT: Final = "> "
 _STOP_SAID_S: Final = 5.0
 _PRESSES_TO_LEAVE: Final = 3
+# How long a lone ESC is held back, because it may begin the code of another key. Textual's 100 ms can be felt.
+_ESCAPE_MS: Final = "25"
 
 
 @click.command()
 @click.option("--session", callback=check_id, help="Resume this conversation; a new one by default.")
-@click.option("--plain", is_flag=True, help="Line by line, without a full-screen page (so far the only form).")
+@click.option("--plain", is_flag=True, help="Line by line, without a full-screen page.")
 @remote_options
 def chat(remote: Remote, session: str | None, plain: bool) -> None:
     """Talk to an agent.
 
-    Ctrl-C stops the answer, and at the prompt it leaves. Runs go on when the terminal goes away: come back with
-    --session. Input that is not a terminal is taken as one prompt a line; then a run that does not complete makes
+    ESC or Ctrl-C stops the answer; Ctrl-D leaves. Runs go on when the terminal goes away: come back with --session.
+    With --plain, and where input or output is no terminal, the conversation is line by line, and Ctrl-C is the only
+    key that stops. Input that is not a terminal is taken as one prompt a line; then a run that does not complete makes
     the exit code 1.
     """
     if sys.stdin.isatty():  # also where what started us had turned Ctrl-C off, as a shell does for its background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not plain and not remote.as_json and _is_page():
+        _show_page(remote, session)
+        return
     with remote.client() as client:
         talk = _Talk(remote, client, session)
         try:
@@ -53,6 +61,25 @@ def chat(remote: Remote, session: str | None, plain: bool) -> None:
         talk.say_how_to_return()
     if talk.unfinished and not sys.stdin.isatty():
         raise click.exceptions.Exit(FAILED)
+
+
+def _is_page() -> bool:
+    """Whether the terminal can show a page."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _show_page(remote: Remote, session: str | None) -> None:
+    """The full-screen page, once the server has answered: an error is better read without a page."""
+    os.environ.setdefault("ESCDELAY", _ESCAPE_MS)
+    from holdfast.tui import ChatApp
+
+    with remote.client() as client:
+        client.sessions(limit=1)
+    app = ChatApp(remote.async_client(), session)
+    kept = app.run() or session
+    if kept:
+        click.echo(f"[resume with: holdfast chat --session {kept}]", err=True)
+    raise click.exceptions.Exit(app.return_code or 0)
 
 
 class _Talk:

@@ -15,7 +15,7 @@ import click
 from holdfast.domain.ids import is_id
 
 if TYPE_CHECKING:
-    from holdfast.client import Client
+    from holdfast.client import AsyncClient, Client
 
 DEFAULT_URL = "http://127.0.0.1:8484"  # as in holdfast.client, which is not imported for --help
 FAILED = 1
@@ -43,6 +43,12 @@ class Remote:
                 yield client
             except ClientError as error:
                 leave(error)
+
+    def async_client(self) -> AsyncClient:
+        """A client for a page that never waits for the server; of an address that `client` has accepted."""
+        from holdfast.client import AsyncClient
+
+        return AsyncClient(self.url, self._api_key, busy_s=0.0)
 
     def _connect(self) -> Client:
         from holdfast.client import Client

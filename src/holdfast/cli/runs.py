@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from holdfast.cli.output import (
-    age,
-    duration,
     event_line,
     next_timer,
-    one_line,
     print_json,
     record_words,
     stack_lines,
@@ -22,6 +19,7 @@ from holdfast.cli.output import (
 )
 from holdfast.cli.remote import FAILED, Remote, check_id, remote_options
 from holdfast.domain.runs import State
+from holdfast.domain.words import age, duration, one_line
 
 if TYPE_CHECKING:
     from holdfast.client import Client

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.cli.output import clean, duration, end_words, one_line
 from holdfast.domain.events import EventType
+from holdfast.domain.words import clean, duration, end_words, one_line
 
 Write = Callable[[str], None]
 
@@ -97,6 +97,8 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"degraded: {one_line(event.get('what'))}: {one_line(event.get('why'))}"
         case EventType.RUN_WAITING:
             return f"waiting for a decision: {one_line(event.get('requests'))}"
+        case EventType.RUN_EDITED:
+            return f"edited: {one_line(event.get('input', ''))}"
         case EventType.STEERED:
             return f"steered: {one_line(event.get('input', ''))}"
         case "resync":
