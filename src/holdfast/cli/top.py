@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from holdfast.cli.output import duration, one_line, print_json
+from holdfast.cli.output import print_json
 from holdfast.cli.remote import Remote, leave, remote_options
 from holdfast.cli.top_view import ORDER, Look, fitted, headline, in_order, run_lines, whole_page, worker_lines
+from holdfast.domain.words import duration, one_line
 
 if TYPE_CHECKING:
     from holdfast.cli.page import Page

@@ -6,7 +6,8 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from holdfast.cli.output import age, duration, next_timer, one_line, table
+from holdfast.cli.output import next_timer, table
+from holdfast.domain.words import age, duration, one_line
 
 ORDER: Final = ("running", "waiting", "queued")  # of states on the page
 _CELL_MAX: Final = 32
