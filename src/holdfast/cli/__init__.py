@@ -7,6 +7,7 @@ import click
 from holdfast import __version__ as _version
 from holdfast.cli import chat as _chat
 from holdfast.cli import key as _key
+from holdfast.cli import probe as _probe
 from holdfast.cli import runs as _runs
 from holdfast.cli import serve as _serve
 
@@ -35,5 +36,6 @@ for _command in (
     _runs.sessions,
     _chat.chat,
     _key.key,
+    _probe.probe,
 ):
     main.add_command(_command)

@@ -1,0 +1,440 @@
+"""What a scenario works with: prompts that fit the server, runs that are tidied up, and limits that are kept.
+
+A model that follows scripts (the rehearsal model) is given directives, so that texts can be compared exactly. Any other
+is given plain prompts, and only what may be said of any answer is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+from holdfast.domain.events import TERMINAL, EventType
+from holdfast.probe.chats import ChatRead, chat_problems
+from holdfast.probe.detect import Target
+from holdfast.probe.logs import end_problem
+from holdfast.probe.options import ANSWER_S, CLOSE_S, Options
+from holdfast.probe.results import Failed, Skipped
+from holdfast.probe.wire import Answer, Broke, Silent, Stream, Unreachable, Wire
+
+CHAT: Final = "/v1/chat/completions"
+RUNS: Final = "/api/runs"
+DEADLINE_S: Final = 120.0  # of each run that is started here: whatever happens to us, nothing is left behind
+_POLL_S: Final = 0.02
+_TIDY_S: Final = 2.0
+
+Event = dict[str, Any]
+
+
+class Chat:
+    """One prompt to /v1/chat/completions, read as it comes."""
+
+    def __init__(self, stream: Stream, want: str | None) -> None:
+        self.stream = stream
+        self.want = want
+        self._read = ChatRead()
+        self._taken = 0
+
+    @property
+    def read(self) -> ChatRead:
+        """What was said so far."""
+        for frame in self.stream.frames[self._taken :]:
+            self._read.take(frame)
+        self._taken = len(self.stream.frames)
+        return self._read
+
+    @property
+    def run(self) -> str:
+        """The id of its run, where the server names it."""
+        return self.stream.headers.get("x-run-id", "")
+
+    @property
+    def first_ms(self) -> float | None:
+        """From the request to the first content."""
+        at = self.read.first_at
+        return None if at is None else (at - self.stream.began) * 1000
+
+    @property
+    def took_ms(self) -> float:
+        """From the request to the end of the stream."""
+        return (self.stream.ended_at - self.stream.began) * 1000
+
+    async def opened(self, limit_s: float | None = None) -> Chat:
+        """Itself, once the server has taken it.
+
+        Raises:
+            Failed: It refuses, or answers with something that is no stream.
+        """
+        await self.stream.opened(limit_s)
+        if self.stream.status != 200:
+            with contextlib.suppress(Silent):
+                await self.stream.ended(limit_s=1.0)
+            raise Failed(
+                f"{self.stream.what} was answered with {self.stream.status} {self.stream.body()[:160]}".strip(),
+                "200 and a stream",
+            )
+        return self
+
+    async def first(self, limit_s: float | None = None) -> Chat:
+        """Itself, once its first content is there.
+
+        Raises:
+            Failed: It ended without any.
+        """
+        await self.opened(limit_s)
+        if not await self.stream.until(lambda: self.read.first_at, "the first content of the answer", limit_s):
+            raise Failed(f"the answer ended without content ({self.stream.state()})", "an answer with content")
+        return self
+
+    async def finished(self, limit_s: float | None = None) -> ChatRead:
+        """What it said in all, once the server has closed the stream.
+
+        Raises:
+            Failed: It was cut; or the answer is over, and the stream stays open.
+        """
+        await self.opened(limit_s)
+        await self.stream.until(self._last, "the end of the answer", limit_s, restart=limit_s is None)
+        if not self.stream.over:
+            said = "[DONE]" if self.read.done else f"finish_reason {self.read.finish}"
+            await self._closes(said)
+        if self.stream.cut:
+            raise Failed(f"the stream was cut: {self.stream.cut}", "a stream that its server ends")
+        return self.read
+
+    async def completed(self, limit_s: float | None = None) -> ChatRead:
+        """What it said, once it has ended as a stream should.
+
+        Raises:
+            Failed: It did not.
+        """
+        read = await self.finished(limit_s)
+        if problems := chat_problems(read, self.want):
+            raise Failed("; ".join(problems), "content, a finish_reason and [DONE], in this order")
+        return read
+
+    def _last(self) -> bool:
+        read = self.read
+        return read.done or read.error is not None or read.finish is not None
+
+    async def _closes(self, said: str) -> None:
+        try:
+            await self.stream.ended(limit_s=CLOSE_S)
+        except Silent:
+            missing = "" if self.read.done else ", without [DONE]"
+            raise Failed(
+                f"{CLOSE_S:g} s after {said} the stream is still open{missing}",
+                "[DONE] after the finish_reason, and then the end of the stream",
+            ) from None
+
+
+class Bench:
+    """One server under test, and all that was started there.
+
+    Attributes:
+        options: How to probe.
+        target: What is probed.
+        wire: The way there.
+        sent: How many prompts were sent.
+        lone_first_s: How long a lone prompt took to its first content, once that is known.
+        lone_took_s: The same to its end.
+    """
+
+    def __init__(self, options: Options, target: Target, wire: Wire) -> None:
+        self.options = options
+        self.target = target
+        self.wire = wire
+        self.sent = 0
+        self.lone_first_s: float | None = None
+        self.lone_took_s: float | None = None
+        self.prompt_field = False
+        self._stats = Wire(target.stats.removesuffix("/_stats"), None, ANSWER_S) if target.stats else None
+        self._runs: list[str] = []
+        self._streams: list[Stream] = []
+        self._numbers = itertools.count(1)
+        self._nonce = secrets.token_hex(4)
+
+    async def aclose(self) -> None:
+        """End what was started, within two seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TIDY_S):
+                await self.tidy()
+        if self._stats is not None:
+            await self._stats.aclose()
+
+    async def tidy(self) -> None:
+        """Leave every stream, stop every run that has not ended."""
+        for stream in self._streams:
+            stream.leave()
+        self._streams.clear()
+        runs, self._runs = self._runs, []
+        await asyncio.gather(*(self._stop_quietly(run) for run in runs))
+
+    async def _stop_quietly(self, run: str) -> None:
+        with contextlib.suppress(Silent, Broke, Unreachable):
+            await self.wire.ask("POST", f"{RUNS}/{run}/stop", limit_s=_TIDY_S)
+
+    # prompts
+
+    def session(self, what: str) -> str:
+        """A session that nobody else has."""
+        return f"probe-{self._nonce}-{what}-{next(self._numbers)}"
+
+    def short(self, word: str = "hello") -> tuple[str, str | None]:
+        """A prompt with a short answer, and that answer where it is known."""
+        return (f"!say {word}", word) if self.target.rehearsal else (self.options.prompt, None)
+
+    def long(self) -> tuple[str, None]:
+        """A prompt that is answered for several seconds at least."""
+        return ("!tokens n=100000 rate=50" if self.target.rehearsal else self.options.long_prompt), None
+
+    def script(self, text: str, want: str | None = None) -> tuple[str, str | None]:
+        """A script; skipped where the model follows none.
+
+        Raises:
+            Skipped: It does not.
+        """
+        if not self.target.rehearsal:
+            raise Skipped("the model is not the rehearsal model, which can be told to do this")
+        return text, want
+
+    # chat completions
+
+    def chat(self, prompt: tuple[str, str | None], session: str = "", *, held: bool = False) -> Chat:
+        """Send a prompt, to be streamed."""
+        text, want = prompt
+        headers = {self.options.session_header: session} if session else {}
+        self.sent += 1
+        stream = self.wire.stream("POST", CHAT, self.chat_body(text, stream=True), headers=headers, held=held)
+        self._streams.append(stream)
+        return Chat(stream, want)
+
+    def chat_body(self, text: str, *, stream: bool) -> dict[str, Any]:
+        """The body of a chat completion."""
+        body: dict[str, Any] = {"model": self.target.model, "stream": stream}
+        body |= {"prompt": text} if self.prompt_field else {"messages": [{"role": "user", "content": text}]}
+        if self.options.max_tokens:
+            body["max_tokens"] = self.options.max_tokens
+        return body
+
+    def soon_s(self, later_s: float) -> float:
+        """The limit for the first content of a prompt that has reason to be `later_s` later than a lone one."""
+        alone = self.options.timeout_s if self.lone_first_s is None else 3 * self.lone_first_s
+        return min(alone + later_s + self.options.slack_s, self.options.timeout_s)
+
+    def end_s(self, later_s: float) -> float:
+        """The same for its end."""
+        alone = self.options.timeout_s if self.lone_took_s is None else 3 * self.lone_took_s
+        return min(alone + later_s + self.options.slack_s, self.options.timeout_s)
+
+    # the native API
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None, status: int = 200
+    ) -> Any:
+        """A call that starts no long work; its JSON.
+
+        Raises:
+            Failed: Another status, or no JSON.
+        """
+        answer = await self.wire.ask(method, path, body, headers=headers, limit_s=self.options.within(ANSWER_S))
+        if answer.status != status or answer.json is None:
+            raise Failed(f"{method} {path} was answered with {answer.words()}", f"{status} and JSON")
+        return answer.json
+
+    async def post_run(self, body: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> Answer:
+        """POST /api/runs; the answer, whatever it is."""
+        self.sent += 1
+        body = {"agent": self.target.model, "deadline_s": DEADLINE_S, **body}
+        answer = await self.wire.ask("POST", RUNS, body, headers=headers, limit_s=self.options.within(ANSWER_S))
+        found = answer.json
+        if answer.status == 201 and isinstance(found, dict) and isinstance(found.get("id"), str):
+            self._runs.append(found["id"])
+        return answer
+
+    async def start(self, prompt: tuple[str, str | None], **fields: Any) -> str:
+        """Start a run; its id.
+
+        Raises:
+            Failed: It was not taken.
+        """
+        answer = await self.post_run({"input": prompt[0], **fields})
+        if answer.status != 201 or not isinstance(answer.json, dict) or "id" not in answer.json:
+            raise Failed(f"POST {RUNS} was answered with {answer.words()}", "201 and the run's record")
+        return str(answer.json["id"])
+
+    async def record(self, run: str) -> Any:
+        """A run's record."""
+        return await self.call("GET", f"{RUNS}/{run}")
+
+    async def ended(self, run: str, limit_s: float, why: str) -> Any:
+        """A run's record, once it has ended.
+
+        Raises:
+            Failed: Not in time.
+        """
+        end = time.monotonic() + limit_s
+        while not (record := await self.record(run)).get("ended_at"):
+            if time.monotonic() > end:
+                raise Failed(f"{limit_s:.1f} s after {why} the run is still {record.get('state')}", "its end")
+            await asyncio.sleep(_POLL_S)
+        return record
+
+    def follow(self, run: str, after: str = "", *, held: bool = False, accept: str = "", last: str = "") -> Follow:
+        """Read a run's log as it comes."""
+        query = f"?after={after}" if after else ""
+        headers = ({"Accept": accept} if accept else {}) | ({"Last-Event-ID": last} if last else {})
+        stream = self.wire.stream("GET", f"{RUNS}/{run}/events{query}", headers=headers, held=held)
+        self._streams.append(stream)
+        return Follow(stream)
+
+    def streamed(self, prompt: tuple[str, str | None], **fields: Any) -> Follow:
+        """Start a run by the request that streams it."""
+        self.sent += 1
+        body = {"agent": self.target.model, "deadline_s": DEADLINE_S, "input": prompt[0], **fields}
+        stream = self.wire.stream("POST", RUNS, body)
+        self._streams.append(stream)
+        return Follow(stream)
+
+    async def works(self, session: str, why: str) -> float:
+        """The next prompt of a session is answered; how long its run took, in ms.
+
+        Raises:
+            Failed: It is not.
+        """
+        prompt = self.short("on")
+        began = time.monotonic()
+        run = await self.start(prompt, session=session)
+        record = await self.ended(run, self.end_s(5.0), f"{why} and the next prompt of the session")
+        if record["state"] != "completed" or (prompt[1] is not None and record.get("output") != prompt[1]):
+            raise Failed(
+                f"after {why} the next prompt of the session ended {record['state']}, {record['reason']}, "
+                f"with {record.get('output')!r}",
+                "its answer",
+            )
+        return (time.monotonic() - began) * 1000
+
+    # the model behind it
+
+    async def upstreams(self) -> int | None:
+        """How many answers the model has open; None where nobody can be asked."""
+        if self._stats is None:
+            return None
+        try:
+            found = (await self._stats.ask("GET", "/_stats", limit_s=ANSWER_S)).json
+        except (Silent, Broke, Unreachable) as error:
+            raise Skipped(f"--upstream-stats does not answer: {error}") from error
+        if not isinstance(found, dict) or not isinstance(found.get("open"), int):
+            raise Skipped(f"--upstream-stats has no number `open`: {found}")
+        return int(found["open"])
+
+    async def closes(self, before: int | None, limit_s: float, why: str) -> float | None:
+        """How long the model's answer stayed open, in ms; None where nobody can be asked.
+
+        Raises:
+            Failed: It stays open.
+        """
+        if before is None:
+            return None
+        began = time.monotonic()
+        while (now := await self.upstreams() or 0) > before:
+            if time.monotonic() - began > limit_s:
+                raise Failed(
+                    f"{limit_s:.1f} s after {why} the model still has {now - before} answer(s) open",
+                    "the upstream connection is closed",
+                )
+            await asyncio.sleep(_POLL_S)
+        return (time.monotonic() - began) * 1000
+
+
+class Follow:
+    """A run's log on its way to us."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._events: list[Event] = []
+        self._taken = 0
+
+    @property
+    def events(self) -> list[Event]:
+        """The events so far, frames that are none left out."""
+        for frame in self.stream.frames[self._taken :]:
+            event = _decoded(frame.data)
+            if event is not None:
+                self._events.append(event)
+        self._taken = len(self.stream.frames)
+        return self._events
+
+    @property
+    def lines(self) -> list[str]:
+        """The same as the bytes that were sent."""
+        return [frame.data for frame in self.stream.frames if frame.data]
+
+    async def until(self, holds: Callable[[Sequence[Event]], object], what: str, limit_s: float | None = None) -> bool:
+        """Wait until something holds of the events so far; False where the log ended before."""
+        await self._opened(limit_s)
+        return await self.stream.until(lambda: holds(self.events), what, limit_s)
+
+    async def whole(self, limit_s: float | None = None) -> list[Event]:
+        """All events, once the server has closed the stream.
+
+        Raises:
+            Failed: It refuses, cuts, or leaves the stream open after the terminal event.
+        """
+        await self._opened(limit_s)
+        await self.stream.until(self._has_end, "the terminal event", limit_s, restart=limit_s is None)
+        try:
+            await self.stream.ended(limit_s=CLOSE_S)
+        except Silent:
+            raise Failed(
+                f"{CLOSE_S:g} s after the terminal event the stream is still open",
+                "the server closes it after the terminal event",
+            ) from None
+        if self.stream.cut:
+            raise Failed(f"the stream was cut: {self.stream.cut}", "a stream that its server ends")
+        return self.events
+
+    async def goes_on(self, whose: str) -> None:
+        """Wait for more of it, or for its own end.
+
+        Raises:
+            Failed: It was ended.
+        """
+        count = len(self.events)
+        more = await self.until(lambda events: len(events) > count, f"more of {whose}")
+        end = "" if more else end_problem(self.events, EventType.RUN_COMPLETED)
+        if end:
+            raise Failed(f"{whose} was disturbed: {end}", "it goes on")
+
+    def _has_end(self) -> bool:
+        return any(event.get("type") in TERMINAL for event in self.events[-2:])
+
+    async def _opened(self, limit_s: float | None) -> None:
+        await self.stream.opened(limit_s)
+        if self.stream.status not in (200, 201, 204):
+            raise Failed(
+                f"{self.stream.what} was answered with {self.stream.status} {self.stream.body()[:160]}",
+                "the run's log",
+            )
+
+
+async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Wait for all of them; the first failure is raised once all have ended."""
+    found = await asyncio.gather(*work, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return found
+
+
+def _decoded(data: str) -> Event | None:
+    try:
+        found: Any = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
