@@ -112,8 +112,11 @@ async def _run(options: Options, chosen: tuple[Scenario, ...], found: list[Probe
         click.echo(_announcement(options, target, chosen), err=True)
         probe = Probe(options, wire, target, chosen)
         found.append(probe)
-        width = max(len(scenario.name) for scenario in chosen)
-        await probe.run(lambda result: click.echo(_line(result, width), err=as_json))
+        lines = _Lines(max(len(scenario.name) for scenario in chosen), err=as_json)
+        try:
+            await probe.run(lines.add)
+        finally:
+            lines.flush()
     finally:
         await wire.aclose()
 
@@ -131,6 +134,35 @@ def _announcement(options: Options, target: Target, chosen: tuple[Scenario, ...]
         f"holdfast: each wait ends after {options.timeout_s:g} s, all of it after {options.total_s:g} s; "
         f"Ctrl-C ends it at once"
     )
+
+
+class _Lines:
+    """Prints a line for each result as it is found; skips in a row for one reason share a line."""
+
+    def __init__(self, width: int, *, err: bool) -> None:
+        self._width = width
+        self._err = err
+        self._skipped: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        """One more."""
+        skipped = result.outcome == "skipped"
+        if not skipped or (self._skipped and self._skipped[0].seen != result.seen):
+            self.flush()
+        if skipped:
+            self._skipped.append(result)
+        else:
+            click.echo(_line(result, self._width), err=self._err)
+
+    def flush(self) -> None:
+        """Print the skips that are kept back."""
+        if self._skipped:
+            first, names = self._skipped[0], [result.name for result in self._skipped]
+            line = _line(first, self._width)
+            if len(names) > 1:
+                line += f"\n{' ' * (_OUTCOME_WIDTH + 2)}and for the same reason: {', '.join(names[1:])}"
+            click.echo(line, err=self._err)
+            self._skipped.clear()
 
 
 def _line(result: Result, width: int) -> str:

@@ -19,7 +19,7 @@ from holdfast.domain.events import TERMINAL, EventType
 from holdfast.probe.chats import ChatRead, chat_problems
 from holdfast.probe.detect import Target
 from holdfast.probe.logs import end_problem
-from holdfast.probe.options import ANSWER_S, CLOSE_S, Options
+from holdfast.probe.options import ANSWER_S, CLOSE_S, UPSTREAM_S, Options
 from holdfast.probe.results import Failed, Skipped
 from holdfast.probe.wire import Answer, Broke, Silent, Stream, Unreachable, Wire
 
@@ -28,6 +28,7 @@ RUNS: Final = "/api/runs"
 DEADLINE_S: Final = 120.0  # of each run that is started here: whatever happens to us, nothing is left behind
 _POLL_S: Final = 0.02
 _TIDY_S: Final = 2.0
+_WORKS_S: Final = 1.0
 
 Event = dict[str, Any]
 
@@ -35,8 +36,9 @@ Event = dict[str, Any]
 class Chat:
     """One prompt to /v1/chat/completions, read as it comes."""
 
-    def __init__(self, stream: Stream, want: str | None) -> None:
+    def __init__(self, stream: Stream, want: str | None, close_s: float) -> None:
         self.stream = stream
+        self._close_s = close_s
         self.want = want
         self._read = ChatRead()
         self._taken = 0
@@ -124,11 +126,11 @@ class Chat:
 
     async def _closes(self, said: str) -> None:
         try:
-            await self.stream.ended(limit_s=CLOSE_S)
+            await self.stream.ended(limit_s=self._close_s)
         except Silent:
             missing = "" if self.read.done else ", without [DONE]"
             raise Failed(
-                f"{CLOSE_S:g} s after {said} the stream is still open{missing}",
+                f"{self._close_s:g} s after {said} the stream is still open{missing}",
                 "[DONE] after the finish_reason, and then the end of the stream",
             ) from None
 
@@ -143,6 +145,8 @@ class Bench:
         sent: How many prompts were sent.
         lone_first_s: How long a lone prompt took to its first content, once that is known.
         lone_took_s: The same to its end.
+        prompt_field: The server takes document 4's `prompt`, and no `messages`.
+        sessionless: Why it is thought to know no sessions, once that was seen.
     """
 
     def __init__(self, options: Options, target: Target, wire: Wire) -> None:
@@ -153,7 +157,9 @@ class Bench:
         self.lone_first_s: float | None = None
         self.lone_took_s: float | None = None
         self.prompt_field = False
+        self.sessionless = ""
         self._stats = Wire(target.stats.removesuffix("/_stats"), None, ANSWER_S) if target.stats else None
+        self._idle: int | None = None
         self._runs: list[str] = []
         self._streams: list[Stream] = []
         self._numbers = itertools.count(1)
@@ -193,6 +199,15 @@ class Bench:
         """A prompt that is answered for several seconds at least."""
         return ("!tokens n=100000 rate=50" if self.target.rehearsal else self.options.long_prompt), None
 
+    def knows_sessions(self) -> None:
+        """Go on where the server may know sessions.
+
+        Raises:
+            Skipped: It was seen to know none.
+        """
+        if self.sessionless:
+            raise Skipped(self.sessionless)
+
     def script(self, text: str, want: str | None = None) -> tuple[str, str | None]:
         """A script; skipped where the model follows none.
 
@@ -212,7 +227,7 @@ class Bench:
         self.sent += 1
         stream = self.wire.stream("POST", CHAT, self.chat_body(text, stream=True), headers=headers, held=held)
         self._streams.append(stream)
-        return Chat(stream, want)
+        return Chat(stream, want, self.options.within(CLOSE_S))
 
     def chat_body(self, text: str, *, stream: bool) -> dict[str, Any]:
         """The body of a chat completion."""
@@ -291,7 +306,7 @@ class Bench:
         headers = ({"Accept": accept} if accept else {}) | ({"Last-Event-ID": last} if last else {})
         stream = self.wire.stream("GET", f"{RUNS}/{run}/events{query}", headers=headers, held=held)
         self._streams.append(stream)
-        return Follow(stream)
+        return Follow(stream, self.options.within(CLOSE_S))
 
     def streamed(self, prompt: tuple[str, str | None], **fields: Any) -> Follow:
         """Start a run by the request that streams it."""
@@ -299,7 +314,7 @@ class Bench:
         body = {"agent": self.target.model, "deadline_s": DEADLINE_S, "input": prompt[0], **fields}
         stream = self.wire.stream("POST", RUNS, body)
         self._streams.append(stream)
-        return Follow(stream)
+        return Follow(stream, self.options.within(CLOSE_S))
 
     async def works(self, session: str, why: str) -> float:
         """The next prompt of a session is answered; how long its run took, in ms.
@@ -319,44 +334,71 @@ class Bench:
             )
         return (time.monotonic() - began) * 1000
 
-    # the model behind it
+    async def upstream(self) -> Upstream:
+        """The model behind the server, before a scenario makes it work; what an earlier one left has ended by then."""
+        before = await _open(self._stats)
+        if self._idle is None:
+            self._idle = before
+        end = time.monotonic() + self.options.within(UPSTREAM_S)
+        while before > self._idle and time.monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+            before = await _open(self._stats)
+        return Upstream(self._stats, before)
 
-    async def upstreams(self) -> int | None:
-        """How many answers the model has open; None where nobody can be asked."""
-        if self._stats is None:
-            return None
-        try:
-            found = (await self._stats.ask("GET", "/_stats", limit_s=ANSWER_S)).json
-        except (Silent, Broke, Unreachable) as error:
-            raise Skipped(f"--upstream-stats does not answer: {error}") from error
-        if not isinstance(found, dict) or not isinstance(found.get("open"), int):
-            raise Skipped(f"--upstream-stats has no number `open`: {found}")
-        return int(found["open"])
 
-    async def closes(self, before: int | None, limit_s: float, why: str) -> float | None:
-        """How long the model's answer stayed open, in ms; None where nobody can be asked.
+class Upstream:
+    """What the rehearsal model behind the server says of its open answers; nothing where nobody can be asked."""
+
+    def __init__(self, wire: Wire | None, before: int) -> None:
+        self._wire = wire
+        self._before = before
+        self._opened = False
+
+    async def works(self, limit_s: float = _WORKS_S) -> None:
+        """Wait until it answers somebody who did not ask before; it need not."""
+        end = time.monotonic() + limit_s
+        while self._wire is not None and not self._opened and time.monotonic() < end:
+            self._opened = await _open(self._wire) > self._before
+            await asyncio.sleep(0 if self._opened else _POLL_S)
+
+    async def closes(self, limit_s: float, why: str) -> str:
+        """Wait until it answers nobody that it did not answer before; what was seen, in words.
 
         Raises:
-            Failed: It stays open.
+            Failed: It goes on.
         """
-        if before is None:
-            return None
-        began = time.monotonic()
-        while (now := await self.upstreams() or 0) > before:
-            if time.monotonic() - began > limit_s:
+        end = time.monotonic() + limit_s
+        while (more := await _open(self._wire) - self._before) > 0:
+            self._opened = True
+            if time.monotonic() > end:
                 raise Failed(
-                    f"{limit_s:.1f} s after {why} the model still has {now - before} answer(s) open",
-                    "the upstream connection is closed",
+                    f"{limit_s:.1f} s after {why} the model still has {more} more answer(s) open than before",
+                    "the connection to the model is closed",
                 )
             await asyncio.sleep(_POLL_S)
-        return (time.monotonic() - began) * 1000
+        if self._wire is None:
+            return "whether the model was stopped is not known without --upstream-stats"
+        return "the model saw its connection closed" if self._opened else ""
+
+
+async def _open(wire: Wire | None) -> int:
+    if wire is None:
+        return 0
+    try:
+        found = (await wire.ask("GET", "/_stats", limit_s=ANSWER_S)).json
+    except (Silent, Broke, Unreachable) as error:
+        raise Skipped(f"--upstream-stats does not answer: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("open"), int):
+        raise Skipped(f"--upstream-stats has no number `open`: {str(found)[:80]}")
+    return int(found["open"])
 
 
 class Follow:
     """A run's log on its way to us."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, close_s: float) -> None:
         self.stream = stream
+        self._close_s = close_s
         self._events: list[Event] = []
         self._taken = 0
 
@@ -389,10 +431,10 @@ class Follow:
         await self._opened(limit_s)
         await self.stream.until(self._has_end, "the terminal event", limit_s, restart=limit_s is None)
         try:
-            await self.stream.ended(limit_s=CLOSE_S)
+            await self.stream.ended(limit_s=self._close_s)
         except Silent:
             raise Failed(
-                f"{CLOSE_S:g} s after the terminal event the stream is still open",
+                f"{self._close_s:g} s after the terminal event the stream is still open",
                 "the server closes it after the terminal event",
             ) from None
         if self.stream.cut:

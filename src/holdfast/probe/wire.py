@@ -28,7 +28,7 @@ STREAM_BYTES_MAX: Final = 16 * 1024 * 1024
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 SSE: Final = "text/event-stream"
 _CONNECT_S: Final = 10.0
-_SMALL_BUFFER: Final = 4096
+_SMALL_BUFFER: Final = 16_384
 _LINE_MAX: Final = 512
 
 

@@ -54,7 +54,7 @@ async def offsets(bench: Bench) -> Seen:
 
 async def live(bench: Bench) -> Seen:
     """Readers that lose their connection again and again while the run works."""
-    prompt = ("!tokens n=60 rate=60", tokens(60)) if bench.target.rehearsal else bench.short()
+    prompt = ("!tokens n=60 rate=80", tokens(60)) if bench.target.rehearsal else bench.short()
     run = await bench.start(prompt)
     found = await together(*(_cut_often(bench, run, bench.options.seed + n) for n in range(_READERS)))
     follow = bench.follow(run)

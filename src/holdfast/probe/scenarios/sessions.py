@@ -11,7 +11,7 @@ from holdfast.domain.events import EventType
 from holdfast.probe.bench import Bench, Event, together
 from holdfast.probe.chats import tokens
 from holdfast.probe.logs import end_problem, log_problems, moment, start_of, strict_problem, text_of
-from holdfast.probe.options import FIVE_S, SUPERSEDE_S
+from holdfast.probe.options import FIVE_S, SUPERSEDE_S, UPSTREAM_S
 from holdfast.probe.results import Failed, Seen
 from holdfast.probe.scenario import Scenario
 
@@ -26,14 +26,14 @@ def _speaks(events: Sequence[Event]) -> bool:
 async def supersede(bench: Bench) -> Seen:
     """A second prompt supersedes the first: A's end is in its log before B starts, and nothing follows it."""
     session = bench.session("busy")
+    upstream = await bench.upstream()
     first = bench.follow(await bench.start(bench.long(), session=session))
     await first.until(_speaks, "A's text")
-    before = await bench.upstreams()
     second = bench.follow(await bench.start(bench.short("b"), session=session))
     await second.until(start_of, "B starts", bench.options.within(SUPERSEDE_S))
     begun_ms = (second.stream.frames[-1].at - second.stream.began) * 1000
     ended, answered = await together(first.whole(bench.options.within(SUPERSEDE_S)), second.whole())
-    await bench.closes(None if before is None else max(0, before - 1), 2.0, "A was superseded")
+    await upstream.closes(bench.options.within(UPSTREAM_S), "A was superseded")
     problems = [*log_problems(ended), *log_problems(answered)]
     problems += filter(
         None,
@@ -114,6 +114,7 @@ async def apart(bench: Bench) -> Seen:
     other = bench.follow(await bench.start(prompt, session=bench.session("two")))
     await busy.until(_speaks, "text in the first session")
     following = await bench.start(bench.long(), session=one)
+    await bench.follow(following).until(_speaks, "text of the second prompt of the first session")
     await bench.call("POST", f"/api/sessions/{one}/stop", status=202)
     events = await other.whole()
     problems = log_problems(events)

@@ -26,6 +26,7 @@ class _Phase:
     prompt: Callable[[Bench], tuple[str, str | None]]
     reached: Callable[[Sequence[Event]], object]
     tool: Callable[[Bench], Tool] | None = None
+    upstream: bool = True  # a model's answer is open in it
 
 
 def _seen(kind: EventType) -> Callable[[Sequence[Event]], object]:
@@ -58,9 +59,11 @@ _HEADERS: Final = _Phase(_scripted("!slow_headers for=60"), _REQUESTED)
 _FIRST: Final = _Phase(_scripted("!first_token delay=60"), _REQUESTED)
 _STREAM: Final = _Phase(lambda bench: bench.long(), _text)
 _STALLED: Final = _Phase(_scripted(f"!stall after={_WORDS} for=600"), _text)
-_RETRY: Final = _Phase(_scripted("!status code=429 retry_after=60 times=1000000"), _seen(EventType.MODEL_RETRIED))
-_TOOL: Final = _Phase(_calls(_tool), _CALLED, _tool)
-_BLOCKING: Final = _Phase(_calls(_blocking_tool), _CALLED, _blocking_tool)
+_RETRY: Final = _Phase(
+    _scripted("!status code=429 retry_after=60 times=1000000"), _seen(EventType.MODEL_RETRIED), upstream=False
+)
+_TOOL: Final = _Phase(_calls(_tool), _CALLED, _tool, upstream=False)
+_BLOCKING: Final = _Phase(_calls(_blocking_tool), _CALLED, _blocking_tool, upstream=False)
 
 
 def _in(phase: _Phase) -> Callable[[Bench], Awaitable[Seen]]:
@@ -72,7 +75,7 @@ def _in(phase: _Phase) -> Callable[[Bench], Awaitable[Seen]]:
 
 async def _stop_in(bench: Bench, phase: _Phase) -> Seen:
     session = bench.session("stop")
-    before = await bench.upstreams()
+    upstream = await bench.upstream()
     run = await bench.start(phase.prompt(bench), session=session)
     follow = bench.follow(run)
     if not await follow.until(phase.reached, "the phase in which to stop"):
@@ -83,6 +86,8 @@ async def _stop_in(bench: Bench, phase: _Phase) -> Seen:
         _check_works(follow.events, tool)
     elif follow.stream.over:
         raise Skipped("the run ended by itself before it could be stopped; give a prompt with a longer answer")
+    if phase.upstream:
+        await upstream.works()
     asked = time.monotonic()
     stopped = await bench.wire.ask("POST", f"{RUNS}/{run}/stop", limit_s=bench.options.within(STOP_S))
     if stopped.status != 202:
@@ -94,8 +99,8 @@ async def _stop_in(bench: Bench, phase: _Phase) -> Seen:
     words = [_receipt_words(receipt)]
     if receipt.get("upstream_closed_ms") is not None:
         figures["upstream_closed_ms"] = float(receipt["upstream_closed_ms"])
-    if await bench.closes(before, bench.options.within(UPSTREAM_S), "the stop") is not None:
-        words.append("the model saw its connection closed")
+    closed = await upstream.closes(bench.options.within(UPSTREAM_S), "the stop")
+    words += [closed] if closed and bench.target.stats else []
     figures["next_prompt_ms"] = await bench.works(session, "the stop")
     return Seen("; ".join(words), figures)
 
