@@ -58,6 +58,7 @@ class Options:
         upstream_stats: `GET /_stats` of the rehearsal model behind the server.
         tool: A tool that works for long and can be cancelled.
         blocking_tool: A tool that works for seconds and cannot be cancelled.
+        leave_s: When a client goes away in the middle of an answer.
         timeout_s: The longest wait for anything.
         total_s: The longest that all may take.
         slack_s: Added to each limit of a promise: what the network and a busy machine may take.
@@ -76,6 +77,7 @@ class Options:
     upstream_stats: str | None = None
     tool: Tool = Tool("sleep", '{"seconds": 30}')
     blocking_tool: Tool = Tool("block", '{"seconds": 4}')
+    leave_s: float = LEAVE_S
     timeout_s: float = 30.0
     total_s: float = 600.0
     slack_s: float = 0.5

@@ -90,7 +90,8 @@ class Wire:
         limits = httpx2.Limits(max_connections=100, max_keepalive_connections=0)
         proxied = self._trust_env
         transport = None if proxied else httpx2.AsyncHTTPTransport(limits=limits, socket_options=options)
-        timeout = httpx2.Timeout(self.timeout_s, connect=min(_CONNECT_S, self.timeout_s))
+        # No limit for reading: a silent stream is what the server does, and whoever waits for it has a limit.
+        timeout = httpx2.Timeout(self.timeout_s, read=None, connect=min(_CONNECT_S, self.timeout_s))
         return httpx2.AsyncClient(
             base_url=self.url,
             headers=self._headers,

@@ -6,9 +6,9 @@ import asyncio
 import time
 from typing import Final
 
-from holdfast.probe.bench import CHAT, Bench, Chat, Upstream
+from holdfast.probe.bench import CHAT, Bench, Chat
 from holdfast.probe.chats import tokens, whole_problems
-from holdfast.probe.options import ANSWER_S, LEAVE_S, NEXT_S, STOP_S, UPSTREAM_S
+from holdfast.probe.options import ANSWER_S, NEXT_S, STOP_S, UPSTREAM_S
 from holdfast.probe.results import Failed, Seen, Skipped
 from holdfast.probe.scenario import Scenario
 from holdfast.probe.wire import Silent
@@ -16,7 +16,6 @@ from holdfast.probe.wire import Silent
 _N: Final = 60
 _MANY: Final = 1500
 _EARLY_S: Final = 0.3
-_LEFT: Final = frozenset({("cancelled", "client_disconnect"), ("cancelled", "superseded")})
 
 
 async def normal(bench: Bench) -> Seen:
@@ -80,26 +79,42 @@ async def disconnect(bench: Bench) -> Seen:
     upstream = await bench.upstream()
     session = bench.session("left")
     left = await bench.chat(bench.long(), session).first()
-    await asyncio.sleep(max(0.0, left.stream.began + LEAVE_S - time.monotonic()))
+    await asyncio.sleep(max(0.0, left.stream.began + bench.options.leave_s - time.monotonic()))
     if left.stream.over or left.read.finish:
-        raise Skipped(f"the answer was over within {LEAVE_S:g} s; give a prompt with a longer one, --long-prompt")
-    return await _leave(bench, left, session, upstream)
+        raise Skipped(
+            f"the answer was over within {bench.options.leave_s:g} s; give a prompt with a longer one, --long-prompt"
+        )
+    await upstream.works()
+    away = time.monotonic()
+    left.stream.leave()
+    # What the server makes of it is looked at first: the next prompt of the session would end it, too.
+    words = [await upstream.closes(bench.options.within(UPSTREAM_S), "its client left")]
+    figures = {"upstream_closed_by_ms": (time.monotonic() - away) * 1000} if bench.target.stats else {}
+    if bench.target.holdfast:
+        words.append(await _run_of(bench, session, {"client_disconnect"}))
+    following = await _next(bench, session)
+    figures["next_first_token_ms"] = following.first_ms or 0.0
+    return Seen("; ".join(filter(None, ["the next prompt of the session is answered", *words])), figures)
 
 
 async def disconnect_early(bench: Bench) -> Seen:
-    """The same before the first token, when nothing is written that could fail."""
+    """The same before the first token, when nothing is written that could fail, and the next prompt comes at once."""
     upstream = await bench.upstream()
     session = bench.session("early")
     left = bench.chat(bench.script("!first_token delay=60"), session)
     await asyncio.sleep(_EARLY_S)
-    return await _leave(bench, left, session, upstream)
-
-
-async def _leave(bench: Bench, left: Chat, session: str, upstream: Upstream) -> Seen:
-    """Go away, ask again in the session, and look what became of the work."""
     await upstream.works()
-    away = time.monotonic()
     left.stream.leave()
+    following = await _next(bench, session)
+    words = [await upstream.closes(bench.options.within(UPSTREAM_S), "its client left")]
+    if bench.target.holdfast:  # the next prompt may have superseded it before its reader was missed
+        words.append(await _run_of(bench, session, {"client_disconnect", "superseded"}))
+    figures = {"next_first_token_ms": following.first_ms or 0.0}
+    return Seen("; ".join(filter(None, ["the next prompt of the session is answered", *words])), figures)
+
+
+async def _next(bench: Bench, session: str) -> Chat:
+    """The next prompt of a session whose client has left, answered."""
     following = bench.chat(bench.short("next"), session)
     try:
         await following.first(bench.soon_s(NEXT_S))
@@ -109,21 +124,16 @@ async def _leave(bench: Bench, left: Chat, session: str, upstream: Upstream) -> 
             f"an answer at most {NEXT_S:g} s later than alone",
         ) from None
     await following.completed()
-    figures = {"next_first_token_ms": following.first_ms or 0.0}
-    words = ["the next prompt of the session is answered"]
-    words.append(await upstream.closes(bench.options.within(UPSTREAM_S), "its client left"))
-    if bench.target.stats:
-        figures["upstream_closed_by_ms"] = (time.monotonic() - away) * 1000
-    if bench.target.holdfast:
-        runs = (await bench.call("GET", f"/api/runs?session={session}"))["runs"]
-        record = await bench.ended(runs[-1]["id"], bench.options.within(STOP_S), "its client left")
-        # The next prompt may have superseded it before its end was seen; either way it is cancelled.
-        if (record["state"], record["reason"]) not in _LEFT:
-            raise Failed(
-                f"its run ended {record['state']}, {record['reason']}", "cancelled, client_disconnect", figures
-            )
-        words.append(f"its run is {record['state']}, {record['reason']}")
-    return Seen("; ".join(filter(None, words)), figures)
+    return following
+
+
+async def _run_of(bench: Bench, session: str, reasons: set[str]) -> str:
+    """How the first run of a session ended, in words."""
+    runs = (await bench.call("GET", f"/api/runs?session={session}"))["runs"]
+    record = await bench.ended(runs[-1]["id"], bench.options.within(STOP_S), "its client left")
+    if record["state"] != "cancelled" or record["reason"] not in reasons:
+        raise Failed(f"its run ended {record['state']}, {record['reason']}", "cancelled, client_disconnect")
+    return f"its run is cancelled, {record['reason']}"
 
 
 async def slow_reader(bench: Bench) -> Seen:
