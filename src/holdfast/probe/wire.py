@@ -84,7 +84,7 @@ class Wire:
         self._trust_env = parts.hostname not in LOOPBACK  # a proxy cannot reach our loopback
         self._owner = Owner(lambda name, error: None)  # a stream tells its failure itself
         self._http = self._client([])
-        self._small = self._client([(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER)])
+        self._small: httpx2.AsyncClient | None = None
 
     def _client(self, options: list[tuple[int, int, int]]) -> httpx2.AsyncClient:
         limits = httpx2.Limits(max_connections=100, max_keepalive_connections=0)
@@ -105,7 +105,8 @@ class Wire:
         """Leave every stream, close every connection."""
         await self._owner.close(1.0)
         await self._http.aclose()
-        await self._small.aclose()
+        if self._small is not None:
+            await self._small.aclose()
 
     async def ask(
         self,
@@ -153,7 +154,10 @@ class Wire:
         request = self._http.build_request(
             method, path, content=_encoded(body), headers={"Accept": SSE, **_typed(body, headers)}
         )
-        stream = Stream(self._small if held else self._http, request, self.timeout_s, held=held)
+        if held and self._small is None:
+            self._small = self._client([(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER)])
+        http = self._small if held and self._small is not None else self._http
+        stream = Stream(http, request, self.timeout_s, held=held)
         stream.begin(self._owner)
         return stream
 
