@@ -1,0 +1,141 @@
+"""`holdfast probe` as people have it: its exit codes, what it says before it sends anything, and Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from holdfast.cli import main
+from holdfast.probe import choose
+from tests.cli.live import Server
+from tests.environment import clean
+from tests.probe import chat_servers
+
+
+def probe(*arguments: str):
+    return CliRunner().invoke(main, ["probe", *arguments])
+
+
+def test_list_names_every_scenario_and_sends_nothing():
+    """Whoever pays for the model looks before they run it."""
+    listed = probe("--list")
+    assert listed.exit_code == 0
+    assert all(scenario.name in listed.output for scenario in choose([]))
+    document = json.loads(probe("--list", "--json", "--only", "chat.normal").stdout)
+    assert [scenario["name"] for scenario in document["scenarios"]] == ["chat.normal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "missing the URL"),
+        (["localhost"], "is no address such as http://127.0.0.1:8484"),
+        (["http://127.0.0.1:9", "--only", "nope"], "no scenario is named 'nope'"),
+        (["http://127.0.0.1:9", "--tool", "sleep 3"], "is no tool call"),
+        (["http://127.0.0.1:9", "--timeout", "0"], "--timeout"),
+    ],
+)
+def test_usage_errors_exit_with_2_and_a_remedy(arguments: list[str], words: str):
+    """What was typed wrongly is not reported as a failure of a server."""
+    found = probe(*arguments)
+    assert found.exit_code == 2
+    assert words in found.output
+
+
+def test_server_that_nobody_can_reach_exits_with_3():
+    """A pipeline tells a server that is down from one that hangs."""
+    found = probe("http://127.0.0.1:9")
+    assert found.exit_code == 3
+    assert "cannot be reached" in found.output
+
+
+class Process:
+    """The command in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.command = [sys.executable, "-m", "holdfast", "probe", *arguments]
+
+    async def __aenter__(self) -> Process:
+        pipe = asyncio.subprocess.PIPE
+        self.process = await asyncio.create_subprocess_exec(*self.command, stdout=pipe, stderr=pipe, env=clean())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.communicate()
+
+    async def until(self, words: str) -> str:
+        """What it said on standard error, up to a line with these words."""
+        said = ""
+        async with asyncio.timeout(20):
+            while words not in said:
+                line = await self.process.stderr.readline()
+                assert line, said
+                said += line.decode()
+        return said
+
+    async def end(self) -> tuple[int, str]:
+        async with asyncio.timeout(20):
+            out, _ = await self.process.communicate()
+        return self.process.returncode, out.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+async def test_interrupt_ends_it_at_once_with_what_was_found_so_far():
+    """Whoever waits for a server that hangs keeps what is known by then."""
+    async with (
+        chat_servers.NeverAnswers() as server,
+        Process(server.url, "--json", "--only", "server.answers", "--only", "chat.normal") as command,
+    ):
+        said = await command.until("server.answers")
+        assert "with at most 2 prompts, and a real model costs money" in said
+        os.kill(command.process.pid, signal.SIGINT)
+        asked = time.monotonic()
+        code, out = await command.end()
+    assert time.monotonic() - asked < 5
+    document = json.loads(out)
+    assert code == 1
+    assert (document["ok"], document["complete"], document["cut"]) == (False, False, "interrupted")
+    assert [(r["name"], r["result"]) for r in document["results"]] == [("server.answers", "passed")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(40)
+async def test_whole_probe_has_a_limit_that_is_said():
+    """What is left of time is told as cut short, never as passed."""
+    async with (
+        chat_servers.NeverAnswers() as server,
+        Process(server.url, "--json", "--total", "1", "--only", "chat.normal") as command,
+    ):
+        code, out = await command.end()
+    assert code == 1
+    assert "all of it may take 1 s" in json.loads(out)["cut"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_demo_passes_every_scenario(tmp_path: Path):
+    """Our own server keeps what the kit asks of others, and none of it is skipped."""
+    server = Server(tmp_path, "demo", "--port", "0")
+    try:
+        found = probe(server.url, "--json", "--slack", "5")
+    finally:
+        assert server.close() == 0
+    document = json.loads(found.stdout)
+    wrong = [(r["name"], r["result"], r["seen"]) for r in document["results"] if r["result"] != "passed"]
+    assert wrong == []
+    assert (found.exit_code, document["ok"], document["complete"]) == (0, True, True)
+    assert document["detected"]["rehearsal"] is True
+    assert [r["name"] for r in document["results"]] == [scenario.name for scenario in choose([])]
+    assert document["prompts"] <= sum(scenario.prompts for scenario in choose([]))
