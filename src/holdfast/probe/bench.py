@@ -9,130 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
-from holdfast.domain.events import TERMINAL, EventType
-from holdfast.probe.chats import ChatRead, chat_problems
 from holdfast.probe.detect import Target
-from holdfast.probe.logs import end_problem
 from holdfast.probe.options import ANSWER_S, CLOSE_S, UPSTREAM_S, Options
+from holdfast.probe.reading import Chat, Follow
 from holdfast.probe.results import Failed, Skipped
+from holdfast.probe.upstream import POLL_S, Upstream, open_answers
 from holdfast.probe.wire import Answer, Broke, Silent, Stream, Unreachable, Wire
 
 CHAT: Final = "/v1/chat/completions"
 RUNS: Final = "/api/runs"
 DEADLINE_S: Final = 120.0  # of each run that is started here: whatever happens to us, nothing is left behind
-_POLL_S: Final = 0.02
 _TIDY_S: Final = 2.0
-_WORKS_S: Final = 1.0
-
-Event = dict[str, Any]
-
-
-class Chat:
-    """One prompt to /v1/chat/completions, read as it comes."""
-
-    def __init__(self, stream: Stream, want: str | None, close_s: float) -> None:
-        self.stream = stream
-        self._close_s = close_s
-        self.want = want
-        self._read = ChatRead()
-        self._taken = 0
-
-    @property
-    def read(self) -> ChatRead:
-        """What was said so far."""
-        for frame in self.stream.frames[self._taken :]:
-            self._read.take(frame)
-        self._taken = len(self.stream.frames)
-        return self._read
-
-    @property
-    def run(self) -> str:
-        """The id of its run, where the server names it."""
-        return self.stream.headers.get("x-run-id", "")
-
-    @property
-    def first_ms(self) -> float | None:
-        """From the request to the first content."""
-        at = self.read.first_at
-        return None if at is None else (at - self.stream.began) * 1000
-
-    @property
-    def took_ms(self) -> float:
-        """From the request to the end of the stream."""
-        return (self.stream.ended_at - self.stream.began) * 1000
-
-    async def opened(self, limit_s: float | None = None) -> Chat:
-        """Itself, once the server has taken it.
-
-        Raises:
-            Failed: It refuses, or answers with something that is no stream.
-        """
-        await self.stream.opened(limit_s)
-        if self.stream.status != 200:
-            with contextlib.suppress(Silent):
-                await self.stream.ended(limit_s=1.0)
-            raise Failed(
-                f"{self.stream.what} was answered with {self.stream.status} {self.stream.body()[:160]}".strip(),
-                "200 and a stream",
-            )
-        return self
-
-    async def first(self, limit_s: float | None = None) -> Chat:
-        """Itself, once its first content is there.
-
-        Raises:
-            Failed: It ended without any.
-        """
-        await self.opened(limit_s)
-        if not await self.stream.until(lambda: self.read.first_at, "the first content of the answer", limit_s):
-            raise Failed(f"the answer ended without content ({self.stream.state()})", "an answer with content")
-        return self
-
-    async def finished(self, limit_s: float | None = None) -> ChatRead:
-        """What it said in all, once the server has closed the stream.
-
-        Raises:
-            Failed: It was cut; or the answer is over, and the stream stays open.
-        """
-        await self.opened(limit_s)
-        await self.stream.until(self._last, "the end of the answer", limit_s, restart=limit_s is None)
-        if not self.stream.over:
-            said = "[DONE]" if self.read.done else f"finish_reason {self.read.finish}"
-            await self._closes(said)
-        if self.stream.cut:
-            raise Failed(f"the stream was cut: {self.stream.cut}", "a stream that its server ends")
-        return self.read
-
-    async def completed(self, limit_s: float | None = None) -> ChatRead:
-        """What it said, once it has ended as a stream should.
-
-        Raises:
-            Failed: It did not.
-        """
-        read = await self.finished(limit_s)
-        if problems := chat_problems(read, self.want):
-            raise Failed("; ".join(problems), "content, a finish_reason and [DONE], in this order")
-        return read
-
-    def _last(self) -> bool:
-        read = self.read
-        return read.done or read.error is not None or read.finish is not None
-
-    async def _closes(self, said: str) -> None:
-        try:
-            await self.stream.ended(limit_s=self._close_s)
-        except Silent:
-            missing = "" if self.read.done else ", without [DONE]"
-            raise Failed(
-                f"{self._close_s:g} s after {said} the stream is still open{missing}",
-                "[DONE] after the finish_reason, and then the end of the stream",
-            ) from None
 
 
 class Bench:
@@ -297,7 +189,7 @@ class Bench:
         while not (record := await self.record(run)).get("ended_at"):
             if time.monotonic() > end:
                 raise Failed(f"{limit_s:.1f} s after {why} the run is still {record.get('state')}", "its end")
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
         return record
 
     def follow(self, run: str, after: str = "", *, held: bool = False, accept: str = "", last: str = "") -> Follow:
@@ -336,133 +228,14 @@ class Bench:
 
     async def upstream(self) -> Upstream:
         """The model behind the server, before a scenario makes it work; what an earlier one left has ended by then."""
-        before = await _open(self._stats)
+        before = await open_answers(self._stats)
         if self._idle is None:
             self._idle = before
         end = time.monotonic() + self.options.within(UPSTREAM_S)
         while before > self._idle and time.monotonic() < end:
-            await asyncio.sleep(_POLL_S)
-            before = await _open(self._stats)
+            await asyncio.sleep(POLL_S)
+            before = await open_answers(self._stats)
         return Upstream(self._stats, before)
-
-
-class Upstream:
-    """What the rehearsal model behind the server says of its open answers; nothing where nobody can be asked."""
-
-    def __init__(self, wire: Wire | None, before: int) -> None:
-        self._wire = wire
-        self._before = before
-        self._opened = False
-
-    async def works(self, limit_s: float = _WORKS_S) -> None:
-        """Wait until it answers somebody who did not ask before; it need not."""
-        end = time.monotonic() + limit_s
-        while self._wire is not None and not self._opened and time.monotonic() < end:
-            self._opened = await _open(self._wire) > self._before
-            await asyncio.sleep(0 if self._opened else _POLL_S)
-
-    async def closes(self, limit_s: float, why: str) -> str:
-        """Wait until it answers nobody that it did not answer before; what was seen, in words.
-
-        Raises:
-            Failed: It goes on.
-        """
-        end = time.monotonic() + limit_s
-        while (more := await _open(self._wire) - self._before) > 0:
-            self._opened = True
-            if time.monotonic() > end:
-                raise Failed(
-                    f"{limit_s:.1f} s after {why} the model still has {more} more answer(s) open than before",
-                    "the connection to the model is closed",
-                )
-            await asyncio.sleep(_POLL_S)
-        if self._wire is None:
-            return "whether the model was stopped is not known without --upstream-stats"
-        return "the model saw its connection closed" if self._opened else ""
-
-
-async def _open(wire: Wire | None) -> int:
-    if wire is None:
-        return 0
-    try:
-        found = (await wire.ask("GET", "/_stats", limit_s=ANSWER_S)).json
-    except (Silent, Broke, Unreachable) as error:
-        raise Skipped(f"--upstream-stats does not answer: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("open"), int):
-        raise Skipped(f"--upstream-stats has no number `open`: {str(found)[:80]}")
-    return int(found["open"])
-
-
-class Follow:
-    """A run's log on its way to us."""
-
-    def __init__(self, stream: Stream, close_s: float) -> None:
-        self.stream = stream
-        self._close_s = close_s
-        self._events: list[Event] = []
-        self._taken = 0
-
-    @property
-    def events(self) -> list[Event]:
-        """The events so far, frames that are none left out."""
-        for frame in self.stream.frames[self._taken :]:
-            event = _decoded(frame.data)
-            if event is not None:
-                self._events.append(event)
-        self._taken = len(self.stream.frames)
-        return self._events
-
-    @property
-    def lines(self) -> list[str]:
-        """The same as the bytes that were sent."""
-        return [frame.data for frame in self.stream.frames if frame.data]
-
-    async def until(self, holds: Callable[[Sequence[Event]], object], what: str, limit_s: float | None = None) -> bool:
-        """Wait until something holds of the events so far; False where the log ended before."""
-        await self._opened(limit_s)
-        return await self.stream.until(lambda: holds(self.events), what, limit_s)
-
-    async def whole(self, limit_s: float | None = None) -> list[Event]:
-        """All events, once the server has closed the stream.
-
-        Raises:
-            Failed: It refuses, cuts, or leaves the stream open after the terminal event.
-        """
-        await self._opened(limit_s)
-        await self.stream.until(self._has_end, "the terminal event", limit_s, restart=limit_s is None)
-        try:
-            await self.stream.ended(limit_s=self._close_s)
-        except Silent:
-            raise Failed(
-                f"{self._close_s:g} s after the terminal event the stream is still open",
-                "the server closes it after the terminal event",
-            ) from None
-        if self.stream.cut:
-            raise Failed(f"the stream was cut: {self.stream.cut}", "a stream that its server ends")
-        return self.events
-
-    async def goes_on(self, whose: str) -> None:
-        """Wait for more of it, or for its own end.
-
-        Raises:
-            Failed: It was ended.
-        """
-        count = len(self.events)
-        more = await self.until(lambda events: len(events) > count, f"more of {whose}")
-        end = "" if more else end_problem(self.events, EventType.RUN_COMPLETED)
-        if end:
-            raise Failed(f"{whose} was disturbed: {end}", "it goes on")
-
-    def _has_end(self) -> bool:
-        return any(event.get("type") in TERMINAL for event in self.events[-2:])
-
-    async def _opened(self, limit_s: float | None) -> None:
-        await self.stream.opened(limit_s)
-        if self.stream.status not in (200, 201, 204):
-            raise Failed(
-                f"{self.stream.what} was answered with {self.stream.status} {self.stream.body()[:160]}",
-                "the run's log",
-            )
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -472,11 +245,3 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
         if isinstance(each, BaseException):
             raise each
     return found
-
-
-def _decoded(data: str) -> Event | None:
-    try:
-        found: Any = json.loads(data)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

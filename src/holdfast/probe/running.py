@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from holdfast.probe.bench import Bench
+from holdfast.probe.catalogue import ALL
 from holdfast.probe.detect import Target
 from holdfast.probe.options import ANSWER_S, Options
 from holdfast.probe.results import Failed, Outcome, Report, Result, Seen, Skipped
 from holdfast.probe.scenario import Scenario
-from holdfast.probe.scenarios import ALL
 from holdfast.probe.wire import Broke, Silent, Unreachable, Wire
 
 _WAITS: Final = 3

@@ -6,9 +6,10 @@ import asyncio
 import time
 from typing import Final
 
-from holdfast.probe.bench import CHAT, Bench, Chat
+from holdfast.probe.bench import CHAT, Bench
 from holdfast.probe.chats import tokens, whole_problems
 from holdfast.probe.options import ANSWER_S, NEXT_S, STOP_S, UPSTREAM_S
+from holdfast.probe.reading import Chat
 from holdfast.probe.results import Failed, Seen, Skipped
 from holdfast.probe.scenario import Scenario
 from holdfast.probe.wire import Silent

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 from typing import Final
 
-from holdfast.probe.bench import Bench, Chat
+from holdfast.probe.bench import Bench
 from holdfast.probe.chats import tokens
 from holdfast.probe.options import FIVE_S, NEXT_S, SUPERSEDE_S, UPSTREAM_S
+from holdfast.probe.reading import Chat
 from holdfast.probe.results import Failed, Seen, Skipped
 from holdfast.probe.scenario import Scenario
 from holdfast.probe.wire import Broke, Silent
@@ -35,6 +36,7 @@ async def supersede_silent(bench: Bench) -> Seen:
 
 
 async def _supersede(bench: Bench, prompt: tuple[str, str | None], *, silent: bool) -> Seen:
+    bench.knows_sessions()
     session = bench.session("rapid")
     upstream = await bench.upstream()
     first = bench.chat(prompt, session)
@@ -59,6 +61,8 @@ async def _supersede(bench: Bench, prompt: tuple[str, str | None], *, silent: bo
         )
         bench.knows_sessions()
     figures["a_ended_ms"] = (first.stream.ended_at - second.stream.began) * 1000
+    if not bench.target.rehearsal and _ended_by_itself(bench, first, second):
+        raise Skipped("A may have come to its own end; give a prompt with a longer answer, --long-prompt")
     if bench.target.holdfast and (first.read.error or {}).get("code") != "superseded":
         raise Failed(f"A ended with {first.read.error or 'no error'}", "an error chunk with code superseded", figures)
     await upstream.closes(bench.options.within(UPSTREAM_S), "A was superseded")
@@ -95,6 +99,13 @@ async def _ends(bench: Bench, first: Chat, *, silent: bool) -> bool:
             return False
         raise Failed(f"B was answered, and A neither ends nor goes on ({first.stream.state()})", "A ends") from None
     return True
+
+
+def _ended_by_itself(bench: Bench, first: Chat, second: Chat) -> bool:
+    """Whether A's end looks like that of any answer: no error, and not just before B's began."""
+    if first.read.error is not None or first.read.finish is None:
+        return False
+    return bench.target.holdfast or first.stream.ended_at > (second.read.first_at or 0.0)
 
 
 def _word_of(chat: Chat) -> str:

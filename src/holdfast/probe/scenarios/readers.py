@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from holdfast.domain.events import EventType
-from holdfast.probe.bench import Bench, Event
+from holdfast.probe.bench import Bench
 from holdfast.probe.chats import tokens
 from holdfast.probe.logs import end_problem, log_problems, suffix_problem, text_of
 from holdfast.probe.options import NEXT_S, STOP_S, UPSTREAM_S
+from holdfast.probe.reading import Event
 from holdfast.probe.results import Failed, Seen, Skipped
 from holdfast.probe.scenario import Scenario
 

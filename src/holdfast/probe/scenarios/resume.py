@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from holdfast.probe.bench import Bench, Event, together
+from holdfast.probe.bench import Bench, together
 from holdfast.probe.chats import tokens
 from holdfast.probe.logs import log_problems, suffix_problem, text_of
+from holdfast.probe.reading import Event
 from holdfast.probe.results import Failed, Seen
 from holdfast.probe.scenario import Scenario
 

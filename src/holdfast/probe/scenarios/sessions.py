@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import Final
 
 from holdfast.domain.events import EventType
-from holdfast.probe.bench import Bench, Event, together
+from holdfast.probe.bench import Bench, together
 from holdfast.probe.chats import tokens
 from holdfast.probe.logs import end_problem, log_problems, moment, start_of, strict_problem, text_of
 from holdfast.probe.options import FIVE_S, SUPERSEDE_S, UPSTREAM_S
+from holdfast.probe.reading import Event
 from holdfast.probe.results import Failed, Seen
 from holdfast.probe.scenario import Scenario
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from holdfast.domain.events import EventType
-from holdfast.probe.bench import RUNS, Bench, Event, Follow
+from holdfast.probe.bench import RUNS, Bench
 from holdfast.probe.logs import end_problem, log_problems, receipt_problems, text_of
 from holdfast.probe.options import STOP_S, UPSTREAM_S, Tool
+from holdfast.probe.reading import Event, Follow
 from holdfast.probe.results import Failed, Seen, Skipped
 from holdfast.probe.scenario import Scenario
 
