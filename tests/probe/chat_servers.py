@@ -171,6 +171,13 @@ class IgnoresDisconnects(Sound):
         return False
 
 
+class ServesTheLeftFirst(Deadlocks):
+    """Nobody sees that the client has left, and the session waits for its answer to end."""
+
+    def left(self, request: Request) -> bool:
+        return False
+
+
 class MixesSessions(Sound):
     """One registry for everybody: a prompt in one session ends the answer of another."""
 

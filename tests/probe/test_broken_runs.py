@@ -6,17 +6,11 @@ import pytest
 
 from holdfast.probe import Report
 from tests.probe import run_servers
-from tests.probe.finding import all_found, failures, found
+from tests.probe.finding import Case, all_found, failures
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 TRIED = ("run.log", "resume.offsets", "stop.mid_stream", "stop.twice")
-
-
-async def test_sound_runs_pass():
-    """A kit that fails everybody finds nothing: what is broken below is sound here."""
-    async with run_servers.SoundRuns() as server:
-        report = await found(server.url, *TRIED, seed=7, timeout_s=10.0)
-    assert failures(report) == {}
-    assert report.counts()["passed"] == len(TRIED)
 
 
 BROKEN = [
@@ -34,10 +28,10 @@ BROKEN = [
 @pytest.fixture(scope="module")
 def reports() -> dict[str, Report]:
     """What the kit says of each broken server."""
-    return all_found((broken, scenario) for broken, scenario, _ in BROKEN)
+    cases = {broken.__name__: Case(broken, (scenario,), {"seed": 7}) for broken, scenario, _ in BROKEN}
+    return all_found({**cases, "sound": Case(run_servers.SoundRuns, TRIED, {"seed": 7, "timeout_s": 10.0})})
 
 
-@pytest.mark.timeout(40)
 @pytest.mark.parametrize(("broken", "scenario", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
 def test_broken_server_is_found_by_the_scenario_that_it_breaks(
     reports: dict[str, Report], broken: type, scenario: str, words: str
@@ -50,3 +44,10 @@ def test_broken_server_is_found_by_the_scenario_that_it_breaks(
     (result,) = report.results
     assert result.expected
     assert result.promise
+
+
+def test_sound_runs_pass(reports: dict[str, Report]):
+    """A kit that fails everybody finds nothing: what is broken above is sound here."""
+    report = reports["sound"]
+    assert failures(report) == {}
+    assert report.counts()["passed"] == len(TRIED)

@@ -69,7 +69,6 @@ def _options(url: str, given: dict[str, Any]) -> Options:
     return Options(
         url,
         sessions=given["session_header"] is not None,
-        only=given["only"],
         timeout_s=given["timeout"],
         total_s=given["total"],
         slack_s=given["slack"],

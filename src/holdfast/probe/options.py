@@ -54,7 +54,6 @@ class Options:
         prompt: What to ask a model that follows no script.
         long_prompt: What makes such a model answer for several seconds.
         max_tokens: Limits each answer of a chat completion; None sends no limit.
-        only: Names of scenarios or of their groups; all by default.
         upstream_stats: `GET /_stats` of the rehearsal model behind the server.
         tool: A tool that works for long and can be cancelled.
         blocking_tool: A tool that works for seconds and cannot be cancelled.
@@ -73,7 +72,6 @@ class Options:
     prompt: str = "Say hello in one short sentence."
     long_prompt: str = "Write an essay of ten long paragraphs about the sea."
     max_tokens: int | None = None
-    only: tuple[str, ...] = ()
     upstream_stats: str | None = None
     tool: Tool = Tool("sleep", '{"seconds": 30}')
     blocking_tool: Tool = Tool("block", '{"seconds": 4}')
