@@ -55,9 +55,10 @@ class Response:
         await self.end()
 
     async def _write(self, data: bytes) -> None:
-        with suppress(ConnectionError):
-            self._writer.write(data)
-            await self._writer.drain()
+        if not self._writer.is_closing():
+            with suppress(ConnectionError):
+                self._writer.write(data)
+                await self._writer.drain()
 
 
 class Server:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from holdfast.probe.detect import Target
 from holdfast.probe.options import ANSWER_S, CLOSE_S, UPSTREAM_S, Options
-from holdfast.probe.reading import Chat, Follow
+from holdfast.probe.reading import REFUSES, Chat, Follow
 from holdfast.probe.results import Failed, Skipped
 from holdfast.probe.upstream import POLL_S, Upstream, open_answers
 from holdfast.probe.wire import Answer, Broke, Silent, Stream, Unreachable, Wire
@@ -157,8 +157,9 @@ class Bench:
     async def post_run(self, body: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> Answer:
         """POST /api/runs; the answer, whatever it is."""
         self.sent += 1
-        body = {"agent": self.target.model, "deadline_s": DEADLINE_S, **body}
-        answer = await self.wire.ask("POST", RUNS, body, headers=headers, limit_s=self.options.within(ANSWER_S))
+        answer = await self.wire.ask(
+            "POST", RUNS, self._run(body), headers=headers, limit_s=self.options.within(ANSWER_S)
+        )
         found = answer.json
         if answer.status == 201 and isinstance(found, dict) and isinstance(found.get("id"), str):
             self._runs.append(found["id"])
@@ -171,6 +172,8 @@ class Bench:
             Failed: It was not taken.
         """
         answer = await self.post_run({"input": prompt[0], **fields})
+        if answer.status == 429:
+            raise Skipped(REFUSES)
         if answer.status != 201 or not isinstance(answer.json, dict) or "id" not in answer.json:
             raise Failed(f"POST {RUNS} was answered with {answer.words()}", "201 and the run's record")
         return str(answer.json["id"])
@@ -203,10 +206,13 @@ class Bench:
     def streamed(self, prompt: tuple[str, str | None], **fields: Any) -> Follow:
         """Start a run by the request that streams it."""
         self.sent += 1
-        body = {"agent": self.target.model, "deadline_s": DEADLINE_S, "input": prompt[0], **fields}
-        stream = self.wire.stream("POST", RUNS, body)
+        stream = self.wire.stream("POST", RUNS, self._run({"input": prompt[0], **fields}))
         self._streams.append(stream)
         return Follow(stream, self.options.within(CLOSE_S))
+
+    def _run(self, body: dict[str, Any]) -> dict[str, Any]:
+        agent = {"agent": self.target.model} if self.target.agents else {}
+        return {**agent, "deadline_s": DEADLINE_S, **body}
 
     async def works(self, session: str, why: str) -> float:
         """The next prompt of a session is answered; how long its run took, in ms.

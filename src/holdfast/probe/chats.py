@@ -29,7 +29,7 @@ class ChatRead:
         finish: The finish_reason, once there was one.
         done: Whether [DONE] came.
         error: The error chunk, if there was one.
-        first_at: When the first content came.
+        first_at: When the first content or reasoning came.
         content_at: When each piece of content, reasoning or end came.
         after_done: Frames after [DONE].
         odd: Frames that are no chunks, shortened.
@@ -85,8 +85,10 @@ def _take(read: ChatRead, frame: Frame) -> None:
     said = delta.get("content")
     if isinstance(said, str) and said:
         read.text += said
+    if said or delta.get("reasoning_content") or delta.get("reasoning"):
         read.first_at = frame.at if read.first_at is None else read.first_at
-    if said or choice.get("finish_reason") or delta.get("reasoning_content") or delta.get("reasoning"):
+        read.content_at.append(frame.at)
+    elif choice.get("finish_reason"):
         read.content_at.append(frame.at)
     if choice.get("finish_reason"):
         read.finish = str(choice["finish_reason"])

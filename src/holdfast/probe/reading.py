@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from holdfast.domain.events import TERMINAL, EventType
 from holdfast.probe.chats import ChatRead, chat_problems
 from holdfast.probe.logs import end_problem
-from holdfast.probe.results import Failed
+from holdfast.probe.results import Failed, Skipped
 from holdfast.probe.wire import Silent, Stream
 
 Event = dict[str, Any]
+
+REFUSES: Final = "the server refused a prompt with 429: it sheds load or limits the rate, which is no hang"
 
 
 class Chat:
@@ -60,6 +62,8 @@ class Chat:
         if self.stream.status != 200:
             with contextlib.suppress(Silent):
                 await self.stream.ended(limit_s=1.0)
+            if self.stream.status == 429:
+                raise Skipped(REFUSES)
             raise Failed(
                 f"{self.stream.what} was answered with {self.stream.status} {self.stream.body()[:160]}".strip(),
                 "200 and a stream",

@@ -184,7 +184,6 @@ class Stream:
         self.frames: list[Frame] = []
         self.ended_at = 0.0
         self.cut = ""
-        self.unreachable = False
         self._http = http
         self._request = request
         self._timeout_s = timeout_s
@@ -285,8 +284,7 @@ class Stream:
                 await self._take(response)
             finally:
                 await response.aclose()
-        except httpx2.RequestError as error:
-            self.unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        except Exception as error:  # noqa: BLE001 - whatever a server sends is a finding, and must not end the probe
             self.cut = _cause(error)
         finally:
             self.ended_at = time.monotonic()
