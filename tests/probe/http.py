@@ -76,6 +76,8 @@ class Server:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        # A connection that is accepted just now is lost by asyncio's close(): let it arrive first.
+        await asyncio.sleep(0.05)
         self._server.close()
         for task in self._tasks:
             task.cancel()

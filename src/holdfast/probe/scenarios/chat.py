@@ -167,7 +167,13 @@ SCENARIOS: Final = (
         2,
         normal,
     ),
-    Scenario("chat.whole", "An answer that is not streamed comes in one piece.", "F41", 1, whole),
+    Scenario(
+        "chat.whole",
+        "An answer that is not streamed comes in one piece.",
+        "F41: chat completions, streamed and not",
+        1,
+        whole,
+    ),
     Scenario(
         "chat.bad_body",
         "A body that is no request is refused at once, with 4xx.",
@@ -185,7 +191,7 @@ SCENARIOS: Final = (
     Scenario(
         "chat.disconnect_early",
         "The same before the first token, while the model is silent.",
-        "F42: also before the first token",
+        "F42: a client that leaves stops its answer, also before the first token",
         2,
         disconnect_early,
         scripted=True,

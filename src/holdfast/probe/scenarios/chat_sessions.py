@@ -218,14 +218,14 @@ SCENARIOS: Final = (
     Scenario(
         "chat.five",
         "Five prompts 50 ms apart, without a session, are all answered.",
-        "document 4, test 4",
+        "document 4, test 4: all complete without a hang",
         _FIVE,
         five,
     ),
     Scenario(
         "chat.five_one_session",
         "Five prompts 50 ms apart in one session all end, and the last is answered.",
-        "document 4, test 4; F22: no lost mapping, no deadlock",
+        "document 4, test 4; F22: starts at once on one session cause no deadlock",
         _FIVE,
         five_one_session,
     ),

@@ -112,11 +112,18 @@ async def many(bench: Bench) -> Seen:
 
 
 SCENARIOS: Final = (
-    Scenario("reader.many", "Readers that come at different times have the same log.", "P3; F39", 1, many, native=True),
+    Scenario(
+        "reader.many",
+        "Readers that come at different times have the same log.",
+        "P3: the same bytes; F39: several viewers see the same run",
+        1,
+        many,
+        native=True,
+    ),
     Scenario(
         "reader.slow",
         "A reader that takes nothing holds up neither the run nor another reader.",
-        "P10: a slow client slows nobody; F32",
+        "P10: a slow client slows nobody",
         1,
         slow,
         native=True,
@@ -124,7 +131,7 @@ SCENARIOS: Final = (
     Scenario(
         "reader.leaves",
         "A reader that goes away does not end its run, and finds it whole when it comes back.",
-        "F1: a run is independent of its connection; F42",
+        "F1: a run is independent of its connection",
         1,
         leaves,
         native=True,
@@ -132,7 +139,7 @@ SCENARIOS: Final = (
     Scenario(
         "reader.cancels",
         "With on_disconnect: cancel, a reader that goes away ends its run.",
-        "F42: disconnect policy per request; P2",
+        "F42: what a disconnect does is said per request; P2: Stop stops the work",
         1,
         cancels,
         native=True,

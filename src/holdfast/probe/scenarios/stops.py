@@ -177,7 +177,7 @@ async def twice(bench: Bench) -> Seen:
     return Seen("four stops, three of them at once: one terminal event, the log stays as it is")
 
 
-_BREAKS: Final = "P2: Stop stops the work, and says what it stopped; F11, F12"
+_BREAKS: Final = "P2: Stop stops the work, and says what was stopped, when, and what could not be"
 
 
 def _scenario(name: str, about: str, phase: _Phase, *, scripted: bool = True) -> Scenario:
@@ -203,7 +203,7 @@ SCENARIOS: Final = (
     Scenario(
         "stop.twice",
         "Stop is idempotent, also after the end.",
-        "F11: idempotent; F2: the terminal event is written once",
+        "P1: exactly one terminal event; F11: Stop is idempotent",
         1,
         twice,
         native=True,
