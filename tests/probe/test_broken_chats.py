@@ -95,7 +95,7 @@ def test_server_that_a_scenario_has_hung_is_named_once_and_left_alone(reports: d
     assert len(report.results) == 4
     for result in report.results[2:]:
         assert result.outcome == "skipped"
-        assert result.seen.startswith("after chat.supersede no prompt is answered any more")
+        assert result.seen.startswith("after chat.supersede a plain prompt is not answered either")
     assert report.complete
 
 

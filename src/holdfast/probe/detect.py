@@ -81,7 +81,7 @@ async def detect(wire: Wire, options: Options) -> Target:
     # Both at once: one that answers neither costs one limit.
     version, models = await asyncio.gather(_ask(wire, target, "/version"), _ask(wire, target, "/v1/models"))
     if version is None and models is None:
-        target.kind, target.words = "silent", f"answers nothing: {'; '.join(target.trouble)}"
+        target.kind, target.words = "silent", f"a server that answers nothing: {'; '.join(target.trouble)}"
         return target
     if models is not None and models.status in UNAUTHORIZED:
         raise Refused(f"GET /v1/models was answered with {models.status}: give a key that may, with --api-key")

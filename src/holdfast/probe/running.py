@@ -88,7 +88,7 @@ class Probe:
 
     async def _try(self, bench: Bench, scenario: Scenario) -> Result:
         began = time.monotonic()
-        reason = scenario.cannot(self._target) or self._down
+        reason = self._down or scenario.cannot(self._target)
         if reason:
             return _result(scenario, Outcome.SKIPPED, reason, began)
         result = await self._judged(bench, scenario, began)
@@ -131,7 +131,7 @@ class Probe:
                 self._down = f"the server answers nothing: see {scenario.name}"
         except (Silent, Broke, Unreachable, Failed) as error:
             why = error.happened if isinstance(error, Failed) else error
-            self._down = f"after {scenario.name} no prompt is answered any more: {why}"[:300]
+            self._down = f"after {scenario.name} a plain prompt is not answered either: {why}"[:300]
         finally:
             await bench.tidy()
 
