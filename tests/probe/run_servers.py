@@ -18,7 +18,6 @@ class SoundRuns(Server):
     def __init__(self) -> None:
         super().__init__()
         self.logs: dict[str, list[Event]] = {}
-        self.more = asyncio.Condition()
 
     async def answer(self, request: Request, response: Response) -> None:
         parts = request.path.strip("/").split("/")
@@ -47,7 +46,7 @@ class SoundRuns(Server):
         text = request.json["input"]
         if text.startswith("!say"):
             await self.complete(log, run, [text.removeprefix("!say ")])
-        elif "100000" in text:
+        elif "100000" in text or "n=" not in text:
             for n in range(1, 6):
                 self.add(log, run, "text.delta", part=0, text=f"t{n} ")
         else:
@@ -83,8 +82,6 @@ class SoundRuns(Server):
     async def stop(self, run: str) -> None:
         if not self.record(run)["ended_at"]:
             self.add(self.logs[run], run, "run.cancelled", reason="stopped", **self.ending(run))
-            async with self.more:
-                self.more.notify_all()
 
     def ending(self, run: str) -> dict[str, Any]:
         said = "".join(e["text"] for e in self.logs[run] if e["type"] == "text.delta")
@@ -103,8 +100,8 @@ class SoundRuns(Server):
             await self.tell(response, event)
         while not self.record(run)["ended_at"] and not request.gone.is_set():
             told = len(self.logs[run])
-            async with self.more:
-                await self.more.wait_for(lambda told=told: len(self.logs[run]) > told)
+            while len(self.logs[run]) == told and not request.gone.is_set():
+                await asyncio.sleep(0.01)
             for event in self.logs[run][told:]:
                 await self.tell(response, event)
         await self.close(response)
@@ -117,6 +114,31 @@ class SoundRuns(Server):
 
     async def close(self, response: Response) -> None:
         await response.end()
+
+
+class HangsWhenAskedHowItIs(SoundRuns):
+    """Its health waits for something that does not come."""
+
+    async def answer(self, request: Request, response: Response) -> None:
+        if request.path == "/health":
+            await asyncio.sleep(60)
+        if request.path in ("/livez", "/readyz", "/startupz"):
+            await response.whole({})
+        else:
+            await super().answer(request, response)
+
+
+class RunsDieWithTheirReaders(SoundRuns):
+    """Who streams a run and leaves takes it along."""
+
+    async def complete(self, log: list[Event], run: str, words: list[str]) -> None:
+        for word in words[:2]:
+            self.add(log, run, "text.delta", part=0, text=word)
+
+    async def events(self, run: str, request: Request, response: Response) -> None:
+        await super().events(run, request, response)
+        if request.gone.is_set() and not self.record(run)["ended_at"]:
+            self.add(self.logs[run], run, "run.cancelled", reason="client_disconnect", **self.ending(run))
 
 
 class RepeatsOnResume(SoundRuns):
