@@ -17,11 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 from holdfast.cli import main
-from holdfast.probe import choose
+from holdfast.probe import Options, Refused, Wire, choose, detect
 from tests.cli.live import Server
 from tests.environment import clean
-from tests.probe import chat_servers
+from tests.probe import chat_servers, run_servers
+from tests.probe.http import Request, Response
 from tests.system.support import FULL
+
+OPEN = ("/version", "/v1/models", "/api/workers")
 
 # What takes a second or more because it must: at full size only (HOLDFAST_FULL=1).
 LONG = {
@@ -124,6 +127,45 @@ async def test_interrupt_ends_it_at_once_with_what_was_found_so_far():
     assert code == 1
     assert (document["ok"], document["complete"], document["cut"]) == (False, False, "interrupted")
     assert [(r["name"], r["result"]) for r in document["results"]] == [("server.answers", "passed")]
+
+
+class Keyed(run_servers.SoundRuns):
+    """Notes the keys that it is sent, and whether it says that it is a Holdfast."""
+
+    def __init__(self, holdfast: bool) -> None:
+        super().__init__()
+        self.holdfast = holdfast
+        self.seen: list[tuple[str, str]] = []
+
+    async def answer(self, request: Request, response: Response) -> None:
+        self.seen.append((request.path, request.headers.get("authorization", "")))
+        if request.path == "/version" and not self.holdfast:
+            await response.whole({}, 404)
+        elif request.path in ("/v1/models", "/api/workers") and not self.seen[-1][1]:
+            await response.whole({}, 401)
+        else:
+            await super().answer(request, response)
+
+
+@pytest.mark.parametrize(
+    ("holdfast", "options", "sent"),
+    [
+        (True, {"holdfast_key": "env"}, {"/version": "", "/v1/models": "", "/api/workers": "Bearer env"}),
+        (True, {"holdfast_key": "env", "api_key": "given"}, dict.fromkeys(OPEN, "Bearer given")),
+        (False, {"holdfast_key": "env"}, {"/version": "", "/v1/models": ""}),
+    ],
+)
+async def test_key_of_the_environment_goes_to_a_holdfast_only(holdfast: bool, options: dict[str, str], sent: dict):
+    """The key of one's own server is nothing for other people's."""
+    async with Keyed(holdfast) as server:
+        given = Options(server.url, timeout_s=5.0, **options)
+        wire = Wire(given.url, given.api_key, given.timeout_s)
+        try:
+            with contextlib.nullcontext() if holdfast else pytest.raises(Refused, match="--api-key"):
+                assert (await detect(wire, given)).agents == ["mini"]
+        finally:
+            await wire.aclose()
+    assert dict(server.seen) == sent
 
 
 @pytest.mark.slow

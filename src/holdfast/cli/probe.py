@@ -22,7 +22,8 @@ _OUTCOME_WIDTH: Final = 7
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 @click.option("--list", "listing", is_flag=True, help="List the scenarios, and send nothing.")
 @click.option("--only", multiple=True, metavar="NAME", help="A scenario or a group of them; may be repeated.")
-@click.option("--api-key", envvar="HOLDFAST_API_KEY", default=None, help="Key. [HOLDFAST_API_KEY]")
+@click.option("--api-key", default=None, help="Key. [HOLDFAST_API_KEY, for a Holdfast only]")
+@click.option("--holdfast-key", envvar="HOLDFAST_API_KEY", default=None, hidden=True)
 @click.option("--model", default=None, help="The model, or a Holdfast's agent; the server's first by default.")
 @click.option("--session-header", default=None, help="What names a session; given, it must be heeded. [X-Session-Id]")
 @click.option("--prompt", default=None, help="What to ask a model that follows no script.")
@@ -60,7 +61,10 @@ def _options(url: str, given: dict[str, Any]) -> Options:
     from holdfast.probe import Options, Tool
 
     seed = secrets.randbelow(1_000_000) if given["seed"] is None else given["seed"]
-    named = {name: given[name] for name in ("api_key", "model", "session_header", "max_tokens", "upstream_stats")}
+    named = {
+        name: given[name]
+        for name in ("api_key", "holdfast_key", "model", "session_header", "max_tokens", "upstream_stats")
+    }
     named |= {name: given[name] for name in ("prompt", "long_prompt")}
     try:
         named |= {name: Tool.parse(given[name]) for name in ("tool", "blocking_tool") if given[name] is not None}

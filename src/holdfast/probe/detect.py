@@ -20,6 +20,8 @@ from holdfast.probe.wire import Answer, Broke, Silent, Unreachable, Wire
 REHEARSAL_HEADER: Final = "x-holdfast-rehearsal"
 UNAUTHORIZED: Final = frozenset({401, 403})
 
+_KEY: Final = "give a key that may read and run, with --api-key (HOLDFAST_API_KEY is sent to a Holdfast only)"
+
 Kind = Literal["holdfast", "openai", "silent"]
 
 
@@ -83,14 +85,16 @@ async def detect(wire: Wire, options: Options) -> Target:
     if version is None and models is None:
         target.kind, target.words = "silent", f"a server that answers nothing: {'; '.join(target.trouble)}"
         return target
-    if models is not None and models.status in UNAUTHORIZED:
-        raise Refused(f"GET /v1/models was answered with {models.status}: give a key that may, with --api-key")
     target.alive = "/version" if version is not None and version.status == 200 else "/v1/models"
     facts = version.json if version is not None and version.status == 200 else None
     if isinstance(facts, dict) and {"version", "build", "config"} <= facts.keys():
         target.kind = "holdfast"
+        if options.holdfast_key and not options.api_key:
+            wire.carry(options.holdfast_key)
         await _holdfast(wire, target, options, facts)
     else:
+        if models is not None and models.status in UNAUTHORIZED:
+            raise Refused(f"GET /v1/models was answered with {models.status}: {_KEY}")
         await _openai(wire, target, options, models)
     if options.upstream_stats:
         target.stats = options.upstream_stats.rstrip("/").removesuffix("/v1").removesuffix("/_stats") + "/_stats"
@@ -110,7 +114,7 @@ async def _ask(wire: Wire, target: Target, path: str) -> Answer | None:
 async def _holdfast(wire: Wire, target: Target, options: Options, facts: dict[str, Any]) -> None:
     workers = await _ask(wire, target, "/api/workers")
     if workers is not None and workers.status in UNAUTHORIZED:
-        raise Refused(f"GET /api/workers was answered with {workers.status}: give a key that may, with --api-key")
+        raise Refused(f"GET /api/workers was answered with {workers.status}: {_KEY}")
     found = (workers.json or {}).get("agents") if workers is not None and workers.status == 200 else None
     agents = [agent for agent in found or [] if isinstance(agent, dict) and agent.get("name")]
     target.agents = [str(agent["name"]) for agent in agents]

@@ -48,6 +48,7 @@ class Options:
     Attributes:
         url: The server, with or without /v1.
         api_key: Sent as `Authorization: Bearer`.
+        holdfast_key: The same, and only once the server has said that it is a Holdfast.
         model: The model's name, or the agent's; the server's first by default.
         session_header: Names the session in /v1/chat/completions.
         sessions: The header was given, so that a server that pays no heed to it fails.
@@ -66,6 +67,7 @@ class Options:
 
     url: str
     api_key: str | None = None
+    holdfast_key: str | None = None
     model: str | None = None
     session_header: str = "X-Session-Id"
     sessions: bool = False

@@ -80,11 +80,13 @@ class Wire:
             raise ValueError(f"{url!r} is no address such as http://127.0.0.1:8484")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.timeout_s = timeout_s
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers: dict[str, str] = {}
         self._trust_env = parts.hostname not in LOOPBACK  # a proxy cannot reach our loopback
         self._owner = Owner(lambda name, error: None)  # a stream tells its failure itself
         self._http = self._client([])
         self._small: httpx2.AsyncClient | None = None
+        if api_key:
+            self.carry(api_key)
 
     def _client(self, options: list[tuple[int, int, int]]) -> httpx2.AsyncClient:
         limits = httpx2.Limits(max_connections=100, max_keepalive_connections=0)
@@ -100,6 +102,11 @@ class Wire:
             trust_env=proxied,
             timeout=timeout,
         )
+
+    def carry(self, api_key: str) -> None:
+        """Send this key from now on."""
+        self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._http.headers.update(self._headers)
 
     async def aclose(self) -> None:
         """Leave every stream, close every connection."""
