@@ -95,6 +95,17 @@ def chunk(delta: dict[str, Any], finish: str | None = None) -> str:
     return json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
 
+class TakesPromptOnly(Sound):
+    """Document 4's own body: `prompt`, and no `messages`."""
+
+    async def chat(self, request: Request, response: Response) -> None:
+        body = request.json
+        if not isinstance(body, dict) or "prompt" not in body:
+            await response.whole({"detail": "prompt is missing"}, 422)
+        else:
+            await self.in_session(request, response, WORDS * LONG if "essay" in body["prompt"] else WORDS)
+
+
 class NeverEnds(Sound):
     """The answer is there, and the stream stays open: document 3's silent death."""
 

@@ -25,6 +25,7 @@ BROKEN = [
 CASES = {
     **{broken.__name__: Case(broken, (scenario,)) for broken, scenario, _ in BROKEN},
     "sound": Case(chat_servers.Sound, options={"timeout_s": 10.0}, stats=True),
+    "prompt only": Case(chat_servers.TakesPromptOnly, ("chat.normal", "chat.supersede"), {"timeout_s": 10.0}),
     "left, told": Case(chat_servers.IgnoresDisconnects, ("chat.disconnect",), stats=True),
     "left, guessed": Case(chat_servers.IgnoresDisconnects, ("chat.disconnect",)),
     "no sessions": Case(chat_servers.KnowsNoSessions, SESSIONS),
@@ -71,6 +72,13 @@ def test_sound_server_passes_all_that_can_be_tried(reports: dict[str, Report]):
     skipped = {name for name, outcome in outcomes(report).items() if outcome == "skipped"}
     scripted = {"chat.disconnect_early", "chat.supersede_silent", "server.health"}
     assert skipped - scripted == {name for name in outcomes(report) if name.startswith(NATIVE)}
+
+
+def test_server_that_takes_prompts_in_its_own_form_is_understood(reports: dict[str, Report]):
+    """The server of document 4 takes `prompt`; a kit that cannot talk to it finds nothing."""
+    report = reports["prompt only"]
+    assert set(outcomes(report).values()) == {"passed"}
+    assert "it takes `prompt`, not `messages`" in report.results[0].seen
 
 
 def test_server_that_ignores_disconnects_is_found_where_the_model_can_be_asked(reports: dict[str, Report]):

@@ -1,7 +1,7 @@
 """Runs the scenarios one after the other, and never hangs itself.
 
-Four limits hold, each inside the next: a wait (`timeout_s`), a scenario (three waits and fifteen seconds), all of them
-(`total_s`), and whoever presses Ctrl-C, who has what was found so far in the report.
+Four limits hold, each inside the next: a wait (`timeout_s`), a scenario (three waits, fifteen seconds and four lone
+answers), all of them (`total_s`), and whoever presses Ctrl-C, who has what was found so far in the report.
 
 After a failure a plain prompt is sent. If that is not answered either, the server is down for good: what is left is
 skipped, and says after what. So a server that hangs is found by the name of the scenario that hung it, in the time of
@@ -25,6 +25,7 @@ from holdfast.probe.wire import Broke, Silent, Unreachable, Wire
 
 _WAITS: Final = 3
 _MORE_S: Final = 15.0
+_ANSWERS: Final = 4  # as long as a lone one; a model that talks for minutes is no hang
 
 OnResult = Callable[[Result], None]
 
@@ -98,7 +99,7 @@ class Probe:
         return result
 
     async def _judged(self, bench: Bench, scenario: Scenario, began: float) -> Result:
-        limit_s = _WAITS * self.options.timeout_s + _MORE_S
+        limit_s = _WAITS * self.options.timeout_s + _MORE_S + _ANSWERS * (bench.lone_took_s or 0.0)
         try:
             async with asyncio.timeout(limit_s):
                 seen: Seen = await scenario.run(bench)
@@ -111,8 +112,14 @@ class Probe:
         except (Broke, Unreachable) as error:
             return _result(scenario, Outcome.FAILED, str(error), began, Failed("", "an answer"))
         except TimeoutError:
-            happened = f"the scenario was not over within {limit_s:g} s"
-            return _result(scenario, Outcome.FAILED, happened, began, Failed("", "its end"))
+            happened = f"the scenario was not over within {limit_s:.0f} s, though something came all the time"
+            return _result(
+                scenario,
+                Outcome.FAILED,
+                happened,
+                began,
+                Failed("", "its end (for a model that talks long: --max-tokens, --prompt)"),
+            )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             # Whatever a broken server answers must not end the probe: a field that is not there is a finding.
             happened = f"an answer lacks what it should have: {type(error).__name__}: {error}"

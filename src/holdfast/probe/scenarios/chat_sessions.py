@@ -142,7 +142,8 @@ async def _five(bench: Bench, session: str) -> list[Chat]:
 async def _five_end(bench: Bench, chats: list[Chat], *, all_answer: bool) -> Seen:
     # A server that is not ours may have one place to work in, and answer them in turn: slow, and no hang.
     limit_s = bench.end_s(FIVE_S) if bench.target.holdfast else None
-    found = await asyncio.gather(*(chat.finished(limit_s) for chat in chats), return_exceptions=True)
+    ways = [chat.finished(limit_s) if all_answer else _over(chat, limit_s) for chat in chats[:-1]]
+    found = await asyncio.gather(*ways, chats[-1].finished(limit_s), return_exceptions=True)
     lost = [(n, e) for n, e in enumerate(found, 1) if isinstance(e, BaseException)]
     for number, error in lost:
         if not isinstance(error, Silent | Failed):
@@ -160,6 +161,12 @@ async def _five_end(bench: Bench, chats: list[Chat], *, all_answer: bool) -> See
     figures = {"slowest_first_token_ms": max(chat.first_ms or 0.0 for chat in chats)}
     figures["slowest_total_ms"] = max(chat.took_ms for chat in chats)
     return Seen(f"all five ended, {answered} with an answer", figures)
+
+
+async def _over(chat: Chat, limit_s: float | None) -> None:
+    """An answer that may have been ended by the next prompt of its session: that it is over is enough."""
+    with contextlib.suppress(Broke):
+        await chat.stream.ended(limit_s=limit_s)
 
 
 async def apart(bench: Bench) -> Seen:
