@@ -203,6 +203,13 @@ class KnowsNoSessions(Sound):
         return ""
 
 
+class Sheds(Sound):
+    """Refuses every prompt for its load."""
+
+    async def chat(self, request: Request, response: Response) -> None:
+        await response.whole({"error": {"message": "come back later"}}, 429)
+
+
 class NeverAnswers(Sound):
     """Takes prompts, and answers none."""
 

@@ -26,6 +26,7 @@ CASES = {
     **{broken.__name__: Case(broken, (scenario,)) for broken, scenario, _ in BROKEN},
     "sound": Case(chat_servers.Sound, options={"timeout_s": 10.0}, stats=True),
     "prompt only": Case(chat_servers.TakesPromptOnly, ("chat.normal", "chat.supersede"), {"timeout_s": 10.0}),
+    "sheds": Case(chat_servers.Sheds, ("chat.normal", "chat.whole", "chat.bad_body", "chat.five"), {"timeout_s": 10.0}),
     "left, told": Case(chat_servers.IgnoresDisconnects, ("chat.disconnect",), stats=True),
     "left, guessed": Case(chat_servers.IgnoresDisconnects, ("chat.disconnect",)),
     "no sessions": Case(chat_servers.KnowsNoSessions, SESSIONS),
@@ -79,6 +80,14 @@ def test_server_that_takes_prompts_in_its_own_form_is_understood(reports: dict[s
     report = reports["prompt only"]
     assert set(outcomes(report).values()) == {"passed"}
     assert "it takes `prompt`, not `messages`" in report.results[0].seen
+
+
+def test_server_that_sheds_load_has_not_hung(reports: dict[str, Report]):
+    """429 is an answer; nothing was proved by it, either."""
+    report = reports["sheds"]
+    assert set(outcomes(report).values()) == {"skipped"}
+    assert all("refused a prompt with 429" in result.seen for result in report.results)
+    assert not report.ok
 
 
 def test_server_that_ignores_disconnects_is_found_where_the_model_can_be_asked(reports: dict[str, Report]):

@@ -1,9 +1,8 @@
-"""Reads a stream of chat completion chunks: pure functions of frames and the times at which they came."""
+"""Reads a stream of chat completion chunks, and judges it: pure, of frames and the times at which they came."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -57,14 +56,6 @@ class ChatRead:
     def silence_ms(self, began: float) -> float:
         """The longest time without anything new, from the request on."""
         return max((b - a for a, b in pairwise([began, *self.content_at])), default=0.0) * 1000
-
-
-def read_chat(frames: Sequence[Frame]) -> ChatRead:
-    """What these frames say together."""
-    read = ChatRead()
-    for frame in frames:
-        read.take(frame)
-    return read
 
 
 def _take(read: ChatRead, frame: Frame) -> None:

@@ -16,13 +16,13 @@ _DONE_OF: Final = {EventType.TEXT_DONE: EventType.TEXT_DELTA, EventType.REASONIN
 _ENDED: Final = frozenset({"cancelled", "killed", "abandoned", "finished", "unknown"})
 
 
-def log_problems(events: Sequence[Event], *, whole: bool = True) -> list[str]:
-    """What is wrong with a log; `whole` says that it was read from its start to its end."""
-    problems = _order(events, whole=whole)
+def log_problems(events: Sequence[Event]) -> list[str]:
+    """What is wrong with a log that was read from its start to its end."""
+    problems = _order(events)
     ends = [(i, e["type"]) for i, e in enumerate(events) if e.get("type") in TERMINAL]
     if len(ends) > 1:
         problems.append(f"{len(ends)} terminal events: {', '.join(kind for _, kind in ends)}")
-    elif whole and not ends:
+    elif not ends:
         last = events[-1].get("type") if events else "nothing"
         problems.append(f"no terminal event; the last is {last}")
     if ends and ends[0][0] != len(events) - 1:
@@ -31,19 +31,18 @@ def log_problems(events: Sequence[Event], *, whole: bool = True) -> list[str]:
     runs = {e.get("run") for e in events}
     if len(runs) > 1:
         problems.append(f"events of {len(runs)} runs in one log: {', '.join(sorted(map(str, runs))[:3])}")
-    return problems + (_parts(events) if whole else [])
+    return problems + _parts(events)
 
 
-def _order(events: Sequence[Event], *, whole: bool) -> list[str]:
+def _order(events: Sequence[Event]) -> list[str]:
     seqs = [seq for e in events if type(seq := e.get("seq")) is int]
     if len(seqs) != len(events):
         return ["an event without a seq"]
-    first = 1 if whole or not seqs else seqs[0]
-    for place, seq in enumerate(seqs):
-        if seq != first + place:
-            kind = "repeated or out of order" if seq in seqs[:place] else "missing before it"
-            return [f"seq {seq} comes where {first + place} should: {kind}"]
-    if whole and events and events[0].get("type") != EventType.RUN_CREATED:
+    for place, seq in enumerate(seqs, 1):
+        if seq != place:
+            kind = "repeated or out of order" if seq in seqs[: place - 1] else "missing before it"
+            return [f"seq {seq} comes where {place} should: {kind}"]
+    if events and events[0].get("type") != EventType.RUN_CREATED:
         return [f"the first event is {events[0].get('type')}"]
     return []
 

@@ -9,7 +9,7 @@ from typing import Final
 from holdfast.probe.bench import CHAT, Bench
 from holdfast.probe.chats import tokens, whole_problems
 from holdfast.probe.options import ANSWER_S, NEXT_S, STOP_S, UPSTREAM_S
-from holdfast.probe.reading import Chat
+from holdfast.probe.reading import REFUSES, Chat
 from holdfast.probe.results import Failed, Seen, Skipped
 from holdfast.probe.scenario import Scenario
 from holdfast.probe.wire import Silent
@@ -57,6 +57,8 @@ async def whole(bench: Bench) -> Seen:
     text, want = bench.short("in one piece")
     bench.sent += 1
     answer = await bench.wire.ask("POST", CHAT, bench.chat_body(text, stream=False))
+    if answer.status == 429:
+        raise Skipped(REFUSES)
     if answer.status != 200:
         raise Failed(f"POST {CHAT} without `stream` was answered with {answer.words()}", "200 and a chat completion")
     if problems := whole_problems(answer.json, want):
@@ -69,6 +71,8 @@ async def bad_body(bench: Bench) -> Seen:
     figures = {}
     for name, body in (("no_json", b'{"messages": ['), ("no_messages", b'{"stream": true}')):
         answer = await bench.wire.ask("POST", CHAT, body, limit_s=bench.options.within(ANSWER_S))
+        if answer.status == 429:
+            raise Skipped(REFUSES)
         if not 400 <= answer.status < 500:
             raise Failed(f"a body with {name.replace('_', ' ')} was answered with {answer.words()}", "400 or 422")
         figures[f"{name}_ms"] = answer.took_ms
