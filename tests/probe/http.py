@@ -87,6 +87,7 @@ class Server:
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # also of one that was cancelled before it began
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         watcher = None
@@ -97,10 +98,9 @@ class Server:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            writer.close()  # before anything that can be cancelled
             if watcher is not None:
                 watcher.cancel()
-                await asyncio.gather(watcher, return_exceptions=True)
-            writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
 
