@@ -15,7 +15,7 @@ AT_ONCE = 6
 
 async def found(url: str, *only: str, **options: Any) -> Report:
     """What the kit says of a server; the kit itself may take no longer than a test."""
-    given = Options(url, **{"timeout_s": 1.0, "slack_s": 0.2, "leave_s": 0.3, **options})
+    given = Options(url, **{"timeout_s": 2.0, "slack_s": 0.2, "leave_s": 0.3, **options})
     wire = Wire(url, None, given.timeout_s)
     try:
         async with asyncio.timeout(LIMIT_S):
