@@ -12,9 +12,10 @@ from pathlib import Path
 
 from holdfast.domain.errors import CATALOGUE
 from holdfast.domain.runs import REASONS, TABLE, Move, Phase, Trigger
+from holdfast.probe import choose
 
 DOCS = Path(__file__).parent
-PAGES = ("lifecycle.md", "protocol.md")
+PAGES = ("lifecycle.md", "probe.md", "protocol.md")
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,11 +57,27 @@ def errors() -> str:
     return _table(("code", "status", "retryable", "what to do"), rows)
 
 
+def scenarios() -> str:
+    """Every scenario of `holdfast probe`."""
+    rows = [
+        (
+            f"`{scenario.name}`",
+            scenario.about,
+            scenario.prompts,
+            ", ".join(["Holdfast"] * scenario.native + ["script"] * scenario.scripted),
+            scenario.promise,
+        )
+        for scenario in choose([])
+    ]
+    return _table(("scenario", "what is tried", "prompts", "needs", "a failure breaks"), rows)
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "diagram": diagram,
     "reasons": reasons,
     "decisions": decisions,
     "errors": errors,
+    "scenarios": scenarios,
 }
 
 

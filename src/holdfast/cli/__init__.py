@@ -7,6 +7,7 @@ import click
 from holdfast import __version__ as _version
 from holdfast.cli import chat as _chat
 from holdfast.cli import key as _key
+from holdfast.cli import probe as _probe
 from holdfast.cli import runs as _runs
 from holdfast.cli import serve as _serve
 from holdfast.cli import top as _top
@@ -37,5 +38,6 @@ for _command in (
     _top.top,
     _chat.chat,
     _key.key,
+    _probe.probe,
 ):
     main.add_command(_command)
