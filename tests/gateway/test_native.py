@@ -290,6 +290,24 @@ async def test_a_session_shows_what_was_said_what_runs_and_what_waits(here: Site
         refused(await here.http.request(method, f"/api/sessions/a%20b{path}"), 422, "invalid_request")
 
 
+async def test_stop_of_a_session_reaches_the_prompt_that_has_just_superseded_another(here: Site) -> None:
+    """Who presses Stop then means what they asked last, not what it ends anyway; what is enqueued behind goes on."""
+    old = await here.run("one", session="s")
+    holder = await here.claim()
+    await holder.start()
+    new = await here.run("two", session="s")
+    behind = await here.run("three", session="s", on_busy="enqueue")
+    for _ in range(2):  # and again: it is idempotent
+        stopped = await here.http.post("/api/sessions/s/stop")
+        assert stopped.status_code == 202
+    records = [(await here.http.get(f"/api/runs/{run['id']}")).json() for run in (old, new, behind)]
+    assert [(r["state"], r["reason"], r["stopping"]) for r in records] == [
+        ("running", None, "superseded"),
+        ("cancelled", "stopped", None),
+        ("queued", None, None),
+    ]
+
+
 async def test_a_session_that_is_idle_is_stopped_without_complaint(here: Site) -> None:
     """Stop is idempotent for sessions too."""
     await here.run(session="s")

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -41,6 +41,7 @@ from holdfast.telemetry import Log
 from holdfast.telemetry.totals import without_metrics
 
 RETRY_AFTER_S = 1
+_QUEUE_MAX: Final = 1000  # more than the setting `queued_behind` lets wait behind one run
 _SYNTHETIC = AgentInfo(SYNTHETIC_AGENT, "", "", False)
 
 
@@ -170,9 +171,16 @@ class Sessions:
         return await self._store.listen(keys, lease_ms or self._listener_ms)
 
     async def stop_session(self, tenant: str, session: str, by: str) -> RunRecord | None:
-        """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would."""
+        """Stop what is active in a session; None where nothing is. Queued runs follow it, as they would.
+
+        Where a prompt has just superseded what is active, that prompt is stopped: it is next, and what is meant.
+        """
         await self.session(tenant, session)
+        # The queue first: a prompt that leaves it in between is active by then.
+        queued = await self._store.list_runs(tenant, session=session, state=State.QUEUED, limit=_QUEUE_MAX)
         active = await self._store.active(tenant, session)
+        if active is not None and active.stopping is Reason.SUPERSEDED:
+            active = next((each for each in queued if each.policy is Policy.SUPERSEDE), active)
         return None if active is None else await self.stop(active.key, by)
 
     async def edit_input(self, key: RunKey, text: str) -> RunRecord:
@@ -229,7 +237,7 @@ class Sessions:
     async def view(self, tenant: str, session: str) -> SessionView:
         """A session with its history, its active run and its queue in order."""
         record = await self.session(tenant, session)
-        queued = await self._store.list_runs(tenant, session=session, state=State.QUEUED, limit=1000)
+        queued = await self._store.list_runs(tenant, session=session, state=State.QUEUED, limit=_QUEUE_MAX)
         active = record.active.key.run if record.active else ""
         return SessionView(
             record=record,
