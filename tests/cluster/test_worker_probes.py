@@ -25,6 +25,7 @@ KEY = "a-key-of-the-metrics"
 BOUND_S = 3.0  # what is promised is 1; the machine may be busy
 AGENTS = """\
 import asyncio
+import os
 import signal
 
 
