@@ -36,7 +36,7 @@ class Readiness:
         store: RunStore,
         settings: Settings,
         workers: Callable[[], Sequence[Named]],
-        draining: Callable[[], bool],
+        refuses: Callable[[], str],
         access: Callable[[], str],
         proof: Callable[[], Part | None],
         owner: Owner,
@@ -47,13 +47,13 @@ class Readiness:
             store: Asked for its health, and for what workers reported.
             settings: The lease bounds how old a report may be.
             workers: Answers the name of each worker that should work, and why it does not or "".
-            draining: Whether the server is shutting down.
+            refuses: Why this process takes no run whatever its parts do, or "": it drains, or its start is not over.
             access: What of the door does not work, or "".
             proof: How the last synthetic run went; None where there are none.
             owner: Of the questions that are still open.
         """
         self._access = access
-        self._draining = draining
+        self._refuses = refuses
         self._store = store
         self._settings = settings
         self._workers = workers
@@ -74,8 +74,8 @@ class Readiness:
             parts["run"] = proof
         if problem := self._access():  # whoever could enter still can, so that runs are taken
             parts["access"] = {"ok": True, "why": problem}
-        if self._draining():
-            parts["server"] = {"ok": False, "why": "draining"}
+        if why := self._refuses():
+            parts["server"] = {"ok": False, "why": why}
         return {"ready": all(part["ok"] for part in parts.values()), "parts": parts}
 
     def _check(self, name: str, ask: Callable[[], Awaitable[Part]]) -> Check:

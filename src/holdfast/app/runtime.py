@@ -198,7 +198,7 @@ class Runtime:
             self.store,
             settings,
             lambda: [(self.worker.name, self.worker.why)],
-            lambda: self.sessions.draining,
+            lambda: "draining" if self.sessions.draining else self.sessions.missing,
             self.access.problem,
             lambda: None if self._synthetic is None else self._synthetic.part(),
             self._owner,

@@ -211,7 +211,7 @@ class Workplace:
             self._store,
             settings,
             lambda: [(worker.name or f"worker {n}", worker.why) for n, worker in enumerate(self.workers, 1)],
-            lambda: False,  # told by `closing`
+            str,  # that it drains is told by `closing`
             self._access.problem,
             lambda: None,
             owner,
