@@ -192,7 +192,7 @@ class Reading:
             raise _Garbled(f"a frame that is no event: {error}") from error
         if frame.event == RESYNC:
             self.place.forget()
-            return {"type": RESYNC, **data}
+            return {**data, "type": RESYNC}
         if frame.event == _GONE:
             raise _gone(data)
         if frame.event == _UNAVAILABLE:
