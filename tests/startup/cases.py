@@ -206,7 +206,10 @@ async def start(case: Case, profile: str, directory: Path) -> Result:
             ends = "exits 1" if profile != "dev" or unsafe else "refuses"
             return Result(f"{ends}: {phases}", str(error), time.monotonic() - began)
         took_s = time.monotonic() - began
+        counted = runtime.log.telemetry.totals
+        assert counted is not None
         degraded = [found.why for found in runtime.startup.findings if found.outcome == "degraded"]
+        assert counted.counters.get(("holdfast_degraded_total", ()), 0) == len(degraded), "each is counted"
         if runtime.sessions.missing:
             failed = ", ".join(found.phase for found in runtime.startup.failed)
             return Result(f"refuses: {failed}", runtime.sessions.missing, took_s)

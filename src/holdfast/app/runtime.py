@@ -132,10 +132,10 @@ class Runtime:
 
     async def _settle_settings(self) -> None:
         settings = self.settings
-        self.access = make_access(settings, self.log)
-        refuse_lonely(settings)
         self._works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
         self._stack.push_async_callback(self._end_telemetry, observe(settings, self.log, works=self._works))
+        self.access = make_access(settings, self.log)  # what is degraded there is counted, too
+        refuse_lonely(settings)
 
     async def _end_telemetry(self, telemetry: Telemetry) -> None:
         await end(telemetry, HURRIED_CLOSE_S if self._hurried else CLOSE_S)

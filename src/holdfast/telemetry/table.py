@@ -33,7 +33,7 @@ METRICS: Final = (
     Metric("holdfast_run_first_content_seconds", "histogram", "From the request to the first text", (), SHORT_S),
     Metric("holdfast_stop_seconds", "histogram", "From the word to stop to the terminal event", (), SHORT_S),
     Metric("holdfast_run_stalls_total", "counter", "run.stalled events"),
-    Metric("holdfast_degraded_total", "counter", "degraded events"),
+    Metric("holdfast_degraded_total", "counter", "degraded events, and optional parts that a start went without"),
     Metric("holdfast_model_requests_total", "counter", "Requests to models"),
     Metric("holdfast_model_responses_total", "counter", "Complete responses of models", ("finish_reason",)),
     Metric("holdfast_model_retries_total", "counter", "Repeated requests"),
