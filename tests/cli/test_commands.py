@@ -18,6 +18,7 @@ CLIENT_COMMANDS = [
     ["events", "r_1"],
     ["events", "r_1", "--follow"],
     ["stop", "r_1"],
+    ["resume", "r_1"],
     ["inspect", "r_1"],
     ["sessions"],
     ["top"],
@@ -57,7 +58,7 @@ def test_wrong_usage_is_exit_2(command):
     assert result.exit_code == 2, result.output
 
 
-@pytest.mark.parametrize("command", [["events"], ["events", "-f"], ["stop"], ["inspect"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["events"], ["events", "-f"], ["stop"], ["resume"], ["inspect"]], ids=" ".join)
 def test_unknown_run_is_exit_1_with_code_and_remedy(holdfast, command):
     """P8: the code of the catalogue and its remedy reach the person at the terminal."""
     result = holdfast(*command, "r_nobody")

@@ -17,6 +17,7 @@ from holdfast.cli import main
 from holdfast.config import Settings
 from holdfast.config.settings import _ENV_OTHERS, load
 from holdfast.gateway.app import OPERATIONS
+from holdfast.gateway.probes import PATHS as WORKER_PATHS
 from holdfast.telemetry.table import BY_NAME, Metric
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,9 +127,7 @@ def test_ports_and_paths_are_those_of_the_server() -> None:
     assert COMPOSE["services"]["nginx"]["ports"] == [f"{port}:{port}" for port in listens]
     for path in re.findall(r"location = (\S+) ", NGINX):
         assert path in PATHS
-    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"][0]
-    assert scraped["metrics_path"] in PATHS
-    assert scraped["static_configs"][0]["targets"] == [f"{name}:{port}" for name, port in upstreams]
+    assert scraped("holdfast") == [f"{name}:{port}" for name, port in upstreams]
     gateway = next(container for part, container in containers() if part["metadata"]["labels"]["part"] == "gateway")
     assert [port["containerPort"] for port in gateway["ports"]] == [PORT]
     probed = {gateway[f"{probe}Probe"]["httpGet"]["path"]: probe for probe in ("startup", "liveness", "readiness")}
@@ -139,6 +138,56 @@ def test_ports_and_paths_are_those_of_the_server() -> None:
     ]
     assert service["spec"]["selector"].items() <= labels["labels"].items()
     assert service["spec"]["ports"][0]["targetPort"] == gateway["ports"][0]["name"]
+
+
+def health_port(line: list[str]) -> int:
+    """Where a worker answers probes, by its command line."""
+    return main.commands["worker"].make_context("worker", line[1:]).params["health_port"]
+
+
+def scraped(job: str) -> list[str]:
+    """What Prometheus asks under this name."""
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    found = {each["job_name"]: each for each in jobs}[job]
+    assert found["metrics_path"] in PATHS
+    assert found["authorization"]["credentials_file"] == "/run/secrets/metrics_key"
+    return found["static_configs"][0]["targets"]
+
+
+def test_workers_are_probed_and_scraped_where_they_answer() -> None:
+    """A worker that nobody asks is missed by its runs; one that is asked at the wrong place is restarted for ever."""
+    workers = {name: each for name, each in COMPOSE["services"].items() if each.get("command", [""])[0] == "worker"}
+    targets = []
+    for name, service in workers.items():
+        port = health_port(service["command"])
+        assert service["expose"] == [str(port)]
+        assert f"http://127.0.0.1:{port}/livez" in service["healthcheck"]["test"][-1]
+        assert service["environment"]["HOLDFAST_API_KEYS_FILE"] == "/run/secrets/metrics_keys"
+        assert service["secrets"] == ["metrics_keys"], "agents run here: no key of a client's"
+        targets.append(f"{name}:{port}")
+    assert scraped("holdfast-worker") == targets
+    assert len(targets) == 2
+    part, container = next(each for each in containers() if each[0]["metadata"]["labels"]["part"] == "worker")
+    port = health_port(container["args"])
+    assert container["ports"] == [{"name": "probes", "containerPort": port}]
+    probes = {container[f"{probe}Probe"]["httpGet"]["path"]: probe for probe in ("startup", "liveness", "readiness")}
+    assert probes == {"/startupz": "startup", "/livez": "liveness", "/readyz": "readiness"}
+    assert set(probes) < set(WORKER_PATHS)
+    assert {container[f"{probe}Probe"]["httpGet"]["port"] for probe in probes.values()} == {"probes"}
+    template = part["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    keys = next(each for each in template["spec"]["volumes"] if each["name"] == "metrics-keys")
+    assert [each["path"] for each in keys["secret"]["items"]] == ["metrics_keys"]
+    assert {"name": "HOLDFAST_API_KEYS_FILE", "value": "/secrets/metrics_keys"} in container["env"]
+
+
+def test_what_a_worker_alone_can_say_is_watched() -> None:
+    """Its supervisor counts who was replaced, and no gateway hears of that."""
+    shown = [expression for _, expression in EXPRESSIONS]
+    assert any("holdfast-worker" in each and each.startswith("up{") for each in shown)
+    assert any("holdfast_worker_replacements_total" in each and "holdfast-worker" in each for each in shown)
+    assert any(each.startswith("sum(holdfast_ready{") and "holdfast-worker" in each for each in shown)
+    assert any(each == "holdfast_ready == 0" for each in shown), "of either job"
 
 
 def test_nothing_is_killed_while_it_drains() -> None:

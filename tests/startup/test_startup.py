@@ -2,18 +2,19 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from holdfast.app import startup
+from holdfast.app import serving, startup, trial
 from holdfast.app.checking import check
 from holdfast.app.errors import StartError
 from holdfast.app.startup import Outcome, Startup, table
@@ -21,11 +22,13 @@ from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.telemetry import Log
 from tests.redis_server import RedisServer
-from tests.startup.cases import CASES, PAGE, PROFILES, Case, expected, start, table_of
+from tests.startup import later
+from tests.startup.cases import CASES, HEAD, PAGE, PROFILES, Case, expected, start, table_of
 from tests.system.support import Http, Process, free_port, full, until
 from tests.system.support import ended as gone
 
 pytestmark = pytest.mark.timeout(60)
+ALL_PHASES_S = startup.STORE_S + startup.MODELS_S + startup.READY_S + trial.LOAD_S + 4 * startup.SHORT_S
 FIRST = {case.part: case for case in reversed(CASES)}
 CELLS = [
     (case, profile)
@@ -51,9 +54,44 @@ async def test_what_is_wrong_is_said_and_decided_by_the_profile(case: Case, prof
 
 def test_the_page_has_every_case() -> None:
     """docs/operations.md is written by these cases; `python -m tests.startup.cases` renews it."""
-    head = ["| what | is | dev | staging | production |", "|---|---|---|---|---|"]
     rows = [f"| {c.part} | {c.fault} | {' | '.join(expected(c, p) for p in PROFILES)} |" for c in CASES]
-    assert table_of(PAGE.read_text(encoding="utf-8")) == head + rows
+    found = table_of(PAGE.read_text(encoding="utf-8"))
+    assert found[:2] == HEAD
+    longest = [re.fullmatch(r"(.*) (\d+) s \|", line) for line in found[2:]]
+    assert [match[1] for match in longest if match] == rows
+    assert max(int(match[2]) for match in longest if match) <= ALL_PHASES_S
+
+
+def test_the_limits_of_all_phases_together_bound_a_start() -> None:
+    """Whatever is slow, and whatever the phases do: the process gives up behind the last of their limits."""
+    assert ALL_PHASES_S < serving._START_S
+    assert f"in {ALL_PHASES_S:.0f} s at most" in PAGE.read_text(encoding="utf-8")
+
+
+# what fails later
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", later.FAULTS)
+@pytest.mark.parametrize("profile", PROFILES if full(1, 0) else ["production"])
+async def test_what_fails_later_is_said_and_is_well_again_by_itself(kind: str, profile: str, tmp_path: Path) -> None:
+    """Ready, broken, seen in /readyz with its part, mended, ready: nobody has to restart a server for it."""
+    with ExitStack() as stack:
+        later.hurried(stack)
+        found = await later.results(kind, profile, tmp_path)
+    for fault, each in zip(later.FAULTS[kind], found, strict=True):
+        assert each.meanwhile == later.expected(fault), fault
+        assert fault.says in each.said, fault
+        assert each.after == later.WELL, fault
+
+
+def test_the_page_has_everything_that_fails_later() -> None:
+    """`python -m tests.startup.later` renews it."""
+    rows = []
+    for kind, n in later.order():
+        fault = later.FAULTS[kind][n]
+        rows.append(later.row(fault, [later.expected(fault)] * len(PROFILES), later.AGAIN if fault.bad else later.WELL))
+    assert table_of(PAGE.read_text(encoding="utf-8"), "later") == later.HEAD + rows
 
 
 # phases

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from holdfast.domain.runs import Policy, Reason, State
 from holdfast.ports.store import RunStore, Status
-from holdfast.stores.redis.opening import LAYOUT
+from holdfast.stores.redis.scripts import LAYOUT
 from holdfast.stores.sqlite.connect import SCHEMA_VERSION
 from holdfast.testing.build import CALM, text
 from holdfast.testing.rig import Rig

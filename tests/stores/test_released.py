@@ -10,19 +10,21 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+import redis
 
+from holdfast.domain.errors import StoreUnavailable
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason, State
 from holdfast.ports.store import RunStore, Status
 from holdfast.stores.errors import StoreError
 from holdfast.stores.redis import RedisStore
-from holdfast.stores.redis.opening import LAYOUT
+from holdfast.stores.redis.scripts import LAYOUT, scripts
 from holdfast.stores.sqlite import SqliteStore, connect
 from holdfast.stores.sqlite.connect import SCHEMA_VERSION
-from holdfast.testing.build import HOUR_MS, new_run
+from holdfast.testing.build import HOUR_MS, encode, new_run, text
 from tests.redis_server import RedisServer
 from tests.stores.redis_harness import RedisHarness
-from tests.stores.released import KEPT, REDIS, SQLITE, load_redis, load_sqlite
+from tests.stores.released import KEPT, REDIS, SQLITE, dump_redis, load_redis, load_sqlite
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -135,3 +137,42 @@ async def test_a_later_versions_store_is_refused(tmp_path: Path, server: RedisSe
             await RedisStore.open(harness.url)
     finally:
         await harness.close()
+
+
+@pytest.mark.parametrize("word", [f"{LAYOUT}>{LAYOUT + 1}", str(LAYOUT + 1)])
+async def test_a_process_that_has_the_keys_open_while_a_later_version_moves_them_on_is_fenced(
+    word: str, server: RedisServer
+) -> None:
+    """What no later version can add to this one: it writes nothing among keys of another layout, and says why."""
+    harness = RedisHarness(server, real_time=True)
+    try:
+        store = await harness.another()
+        await store.create(new_run("before"))
+        (claim,) = await store.claim("w", 1, HOUR_MS)
+        harness.client.hset(f"{harness.prefix}meta", "layout", word)
+        before = dump_redis(harness.client, harness.prefix)
+        for name, script in scripts().items():
+            with pytest.raises(redis.ResponseError, match=r"^LAYOUT"):
+                harness.client.eval(script.source, 1, f"{harness.prefix}meta")
+            assert dump_redis(harness.client, harness.prefix) == before, name
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.append(claim.key, claim.fence, claim.base, encode(claim.key.run, claim.base, [text(0, "x")]))
+        assert "upgrade" in str(caught.value.remedy)
+        with pytest.raises(StoreUnavailable):
+            await asyncio.to_thread(renew_once, store)
+        assert f"layout {word}" in (await store.health())["error"]
+        with pytest.raises(StoreError, match=f"layout {word}.*upgrade Holdfast"):
+            await harness.another()
+        harness.client.hset(f"{harness.prefix}meta", "layout", LAYOUT)  # as if it had been taken back
+        drafts = encode(claim.key.run, claim.base, [text(0, "x")])
+        assert (await store.append(claim.key, claim.fence, claim.base, drafts)).status is Status.OK
+    finally:
+        await harness.close()
+
+
+def renew_once(store: RedisStore) -> None:
+    heart = store.heart()
+    try:
+        heart.renew("w", [], HOUR_MS, {})
+    finally:
+        heart.close()

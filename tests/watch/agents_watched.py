@@ -67,6 +67,15 @@ async def quitter(ctx):
     yield "after"
 
 
+async def stubborn(ctx):
+    """The first time in its session it hears nothing of its end; then it says what it knows of before."""
+    yield "begun "
+    while not ctx.history:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+    yield f"after {len(ctx.history)}"
+
+
 class Hook(WrapperToolset):
     """A toolset whose hook leaves: what an MCP client or a plugin may do."""
 

@@ -11,7 +11,7 @@ import pytest
 from tests.system.support import System
 
 HERE = Path(__file__).parent
-AGENTS = [f"agents_watched:{name}" for name in ("watched", "quitter", "hooked")]
+AGENTS = [f"agents_watched:{name}" for name in ("watched", "quitter", "hooked", "stubborn")]
 SOON = {
     "HOLDFAST_SPARE": "false",
     "HOLDFAST_STALLED_NOTICE_S": "0.5",

@@ -18,6 +18,7 @@ from holdfast.config.settings import SECRETS
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _ENDINGS: Final = frozenset({".py", ".sql", ".lua"})
 _DIGITS: Final = 12
+_PLACES: Final = ("host", "port", "health_host", "health_port")
 
 
 @cache
@@ -33,7 +34,7 @@ def build_id() -> str:
 
 def fingerprint(settings: Settings) -> str:
     """A digest of the settings, secrets and ports left out: servers of one deployment may differ in these."""
-    text = settings.model_dump_json(exclude={*SECRETS, "host", "port"})
+    text = settings.model_dump_json(exclude={*SECRETS, *_PLACES})
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 

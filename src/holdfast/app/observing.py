@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CLOSE_S: Final = 2.0
 HURRIED_CLOSE_S: Final = 0.5  # after a second signal
-LOOK_S: Final = 0.3
+LOOK_S: Final = 2.0  # an exporter of OpenTelemetry takes half a second to import; one that is there is not waited for
 _STATES: Final = {"making": "not made yet", "dead": "not to be had, a line telemetry_failed says why"}
 _SAY_EVERY_S: Final = 60.0
 _TRACE_MAX: Final = 4000

@@ -10,7 +10,7 @@ again. The model's part asks itself, at most once a minute while it is well; the
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from holdfast.aio import Owner
@@ -25,6 +25,7 @@ _MODEL_GOOD_S: Final = 60.0
 _MODEL_BAD_S: Final = (2.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 Part = dict[str, Any]
+Named = tuple[str, str]
 
 
 class Readiness:
@@ -34,8 +35,8 @@ class Readiness:
         self,
         store: RunStore,
         settings: Settings,
-        worker: Callable[[], tuple[str, str]],
-        draining: Callable[[], bool],
+        workers: Callable[[], Sequence[Named]],
+        refuses: Callable[[], str],
         access: Callable[[], str],
         proof: Callable[[], Part | None],
         owner: Owner,
@@ -45,17 +46,17 @@ class Readiness:
         Args:
             store: Asked for its health, and for what workers reported.
             settings: The lease bounds how old a report may be.
-            worker: Answers a worker's name, and why it does not work or "".
-            draining: Whether the server is shutting down.
+            workers: Answers the name of each worker that should work, and why it does not or "".
+            refuses: Why this process takes no run whatever its parts do, or "": it drains, or its start is not over.
             access: What of the door does not work, or "".
             proof: How the last synthetic run went; None where there are none.
             owner: Of the questions that are still open.
         """
         self._access = access
-        self._draining = draining
+        self._refuses = refuses
         self._store = store
         self._settings = settings
-        self._worker = worker
+        self._workers = workers
         self._proof = proof
         self._owner = owner
         self._parts = {"store": self._check("store", self._store_part), "worker": self._check("worker", self._work)}
@@ -73,8 +74,8 @@ class Readiness:
             parts["run"] = proof
         if problem := self._access():  # whoever could enter still can, so that runs are taken
             parts["access"] = {"ok": True, "why": problem}
-        if self._draining():
-            parts["server"] = {"ok": False, "why": "draining"}
+        if why := self._refuses():
+            parts["server"] = {"ok": False, "why": why}
         return {"ready": all(part["ok"] for part in parts.values()), "parts": parts}
 
     def _check(self, name: str, ask: Callable[[], Awaitable[Part]]) -> Check:
@@ -87,14 +88,22 @@ class Readiness:
         return {"ok": True, "kind": facts["kind"], "ready_runs": facts["ready"]}
 
     async def _work(self) -> Part:
-        name, why = self._worker()
-        if why:
-            return {"ok": False, "why": why}
-        seen = {w.worker: w for w in await self._store.workers()}
-        mine = seen.get(name)
-        age_s = None if mine is None else time.time() - mine.seen_at / 1000
-        if mine is None or age_s is None:
+        """Well where every worker is; of several, each with its name."""
+        named = self._workers()
+        asked = any(not why for _, why in named)
+        seen = {each.worker: each for each in await self._store.workers()} if asked else {}
+        found = {name: {"ok": False, "why": why} if why else self._report(name, seen.get(name)) for name, why in named}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        part: Part = {"ok": all(each["ok"] for each in found.values()), "workers": found}
+        if missing := [f"{name}: {each['why']}" for name, each in found.items() if not each["ok"]]:
+            part["why"] = "; ".join(missing)
+        return part
+
+    def _report(self, name: str, mine: WorkerRecord | None) -> Part:
+        if mine is None:
             return {"ok": False, "why": "the worker has not reported yet", "age_s": None}
+        age_s = time.time() - mine.seen_at / 1000
         if age_s > self._settings.lease_s:
             return {"ok": False, "why": f"worker {name} last reported {age_s:.0f} s ago", "age_s": round(age_s, 1)}
         return {"ok": True, "age_s": round(age_s, 1), **without_metrics(mine.facts)}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from holdfast.aio import Owner
@@ -21,7 +21,7 @@ from holdfast.app.startup import MODELS_S, READY_S, SHORT_S, STORE_S, Startup
 from holdfast.app.supervisor import Supervisor
 from holdfast.app.synthetic import SyntheticRuns
 from holdfast.app.trial import LOAD_S, try_agents
-from holdfast.app.upstream import find_model
+from holdfast.app.upstream import find_model, until_model
 from holdfast.config import Settings
 from holdfast.engine.reaper import Reaper
 from holdfast.engine.sessions import Sessions
@@ -34,9 +34,6 @@ from holdfast.telemetry import Log, Telemetry
 
 if TYPE_CHECKING:
     from holdfast.app.threads import WorkerThread
-
-
-_LOOK_S: Final = 2.0  # between two looks for a model that was missing at the start
 
 
 class Runtime:
@@ -135,10 +132,10 @@ class Runtime:
 
     async def _settle_settings(self) -> None:
         settings = self.settings
-        self.access = make_access(settings, self.log)
-        refuse_lonely(settings)
         self._works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
         self._stack.push_async_callback(self._end_telemetry, observe(settings, self.log, works=self._works))
+        self.access = make_access(settings, self.log)  # what is degraded there is counted, too
+        refuse_lonely(settings)
 
     async def _end_telemetry(self, telemetry: Telemetry) -> None:
         await end(telemetry, HURRIED_CLOSE_S if self._hurried else CLOSE_S)
@@ -164,16 +161,12 @@ class Runtime:
 
     async def _until_model(self) -> None:
         """Refuse runs until the model that was missing at the start has been there once."""
-        while True:
-            try:
-                await find_model(self.settings)
-            except StartError as error:
-                self.sessions.missing = f"models: {error}"
-            else:
-                self.sessions.missing = ""
-                self.startup.mend("models")
-                return
-            await asyncio.sleep(_LOOK_S)
+        await until_model(self.settings, self._model_missing)
+        self.sessions.missing = ""
+        self.startup.mend("models")
+
+    def _model_missing(self, why: str) -> None:
+        self.sessions.missing = f"models: {why}"
 
     async def _start_worker(self, *, works: bool) -> None:
         """`works`: on a thread of this process."""
@@ -204,8 +197,8 @@ class Runtime:
         ready = Readiness(
             self.store,
             settings,
-            lambda: (self.worker.name, self.worker.why),
-            lambda: self.sessions.draining,
+            lambda: [(self.worker.name, self.worker.why)],
+            lambda: "draining" if self.sessions.draining else self.sessions.missing,
             self.access.problem,
             lambda: None if self._synthetic is None else self._synthetic.part(),
             self._owner,

@@ -46,6 +46,7 @@ _CALM_S: Final = 15.0  # between tries, once there were too many
 _TIRED_S: Final = 1.0  # a worker that is tired for less than this is left at work
 _REAP_S: Final = 2.0
 _TAKE_OVER_TRIES: Final = 20
+_NAMES_MAX: Final = 256
 _TRY_AGAIN_S: Final = 0.5
 
 
@@ -88,6 +89,7 @@ class Supervisor:
         self._stop_asked_at = 0.0
         self._unanswered_at = 0.0
         self._closing = False
+        self._names: deque[str] = deque(maxlen=_NAMES_MAX)
         self._inspection = 0
         self.agents: list[AgentInfo] = []
         self.why = "not started"
@@ -167,6 +169,10 @@ class Supervisor:
     def names(self) -> list[str]:
         """Of the workers that may hold runs here."""
         return [worker.name for worker in self._at_work()]
+
+    def everyone(self) -> Sequence[str]:
+        """Of the workers that were ever put to work here, the dead among them; of very many the last."""
+        return list(self._names)
 
     def _at_work(self) -> list[WorkerProcess]:
         """The worker, and those that drain."""
@@ -392,6 +398,7 @@ class Supervisor:
 
     def _put_to_work(self, process: WorkerProcess) -> None:
         self._worker = process
+        self._names.append(process.name)
         process.told_at = time.monotonic()
         process.say({"order": "go"})
         self.why = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import httpx2
@@ -11,6 +12,7 @@ from holdfast.app.errors import StartError
 from holdfast.config import Settings, model_key, upstream_url
 
 PROBE_S: Final = 3.0
+_LOOK_S: Final = 2.0  # between two looks for a model that was missing at the start
 _REFUSED: Final = (401, 403)
 REHEARSAL_HEADER: Final = "x-holdfast-rehearsal"
 
@@ -63,3 +65,15 @@ async def find_model(settings: Settings) -> str:
     if url and settings.worker and (why := (await probe_model(url)).problem(url)):
         raise StartError(why)
     return ""
+
+
+async def until_model(settings: Settings, missing: Callable[[str], None]) -> None:
+    """Return once a model that was missing at the start is there; until then `missing` hears why it is not."""
+    while True:
+        try:
+            await find_model(settings)
+        except StartError as error:
+            missing(str(error))
+        else:
+            return
+        await asyncio.sleep(_LOOK_S)

@@ -33,6 +33,7 @@ for _command in (
     _runs.runs,
     _runs.events,
     _runs.stop,
+    _runs.resume,
     _runs.inspect,
     _runs.sessions,
     _top.top,

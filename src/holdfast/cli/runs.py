@@ -1,4 +1,4 @@
-"""Commands that look at runs and stop them: runs, events, stop, inspect, sessions."""
+"""Commands that look at runs, stop them and let them go on: runs, events, stop, resume, inspect, sessions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from holdfast.cli.output import (
     wait_words,
 )
 from holdfast.cli.remote import FAILED, Remote, check_id, remote_options
-from holdfast.domain.runs import State
+from holdfast.domain.runs import Policy, State
 from holdfast.domain.words import age, duration, one_line
 
 if TYPE_CHECKING:
@@ -81,6 +81,37 @@ def stop(remote: Remote, run: str) -> None:
         click.echo("\n  ".join(record_words(record)))
     if not State(record["state"]).terminal:
         raise click.exceptions.Exit(FAILED)
+
+
+@click.command()
+@_run_argument
+@remote_options
+def resume(remote: Remote, run: str) -> None:
+    """Go on with a run that failed, was cancelled, or is stuck.
+
+    One that still runs is stopped first. Its prompt is given again to its session, behind what is there, and the
+    agent finds in the history what the run had said and which tools had finished. Given twice, it makes one run.
+    """
+    with remote.client() as client:
+        record = client.record(run)
+        _refuse_to_resume(record)
+        if not State(record["state"]).terminal:
+            record = client.stop(run, wait_s=_STOP_WAIT_S)
+            _refuse_to_resume(record)  # it may have ended by itself
+            if not remote.as_json:
+                click.echo("\n  ".join(record_words(record)))
+        made = client.start(
+            next(_stored(client, run))["input"],
+            session=record["session"],
+            agent=record["agent"],
+            on_busy=Policy.ENQUEUE,
+            metadata=record.get("metadata"),
+            idempotency_key=f"resume-{run}",
+        )
+    if remote.as_json:
+        print_json(made)
+    else:
+        click.echo(f"run {made['id']} goes on with it in session {made['session']}: holdfast events -f {made['id']}")
 
 
 @click.command()
@@ -160,6 +191,24 @@ def _print_stuck(remote: Remote, found: list[tuple[dict[str, Any], dict[str, Any
         (r["id"], r["state"], _why(r), i.get("waiting_on"), _since(i), next_timer(i), r["session"]) for r, i in found
     ]
     click.echo(table(("RUN", "STATE", "REASON", "WAITS ON", "FOR", "ENDS BY", "SESSION"), rows))
+
+
+def _refuse_to_resume(record: dict[str, Any]) -> None:
+    """End the command where a run needs nobody to go on with it."""
+    if why := _not_resumable(record):
+        click.echo(f"holdfast: {why}", err=True)
+        raise click.exceptions.Exit(FAILED)
+
+
+def _not_resumable(record: dict[str, Any]) -> str:
+    run, state = record["id"], State(record["state"])
+    if state is State.COMPLETED:
+        return f"run {run} has completed; send its session {record['session']} another prompt"
+    if state is State.WAITING:
+        return f"run {run} waits for a decision, and goes on with it; or stop it first: holdfast stop {run}"
+    if state is State.QUEUED:
+        return f"run {run} is in the queue and begins by itself; holdfast inspect {run} says what it waits on"
+    return ""
 
 
 def _since(inspection: dict[str, Any]) -> str:

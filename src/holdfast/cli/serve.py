@@ -92,6 +92,8 @@ def check(agents: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.option("--concurrency", type=click.IntRange(1, 4096), help="Runs at once in each worker (default 64).")
 @click.option("--processes", type=click.IntRange(1, 64), help="Workers, each a process of its own (default 1).")
 @click.option("--profile", type=click.Choice(["dev", "staging", "production"]), help="Default dev.")
+@click.option("--health-port", type=_port, help="Answer /livez, /readyz, /startupz and /metrics there (default: not).")
+@click.option("--health-host", help="Address for that (default 127.0.0.1; others want a key in api_keys_file).")
 def worker(agents: tuple[str, ...], **options: Any) -> None:
     """Work on the runs of servers elsewhere, which share a store on Redis.
 

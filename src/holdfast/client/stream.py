@@ -195,7 +195,7 @@ class Reading:
             raise Garbled(f"a frame that is no event: {error}") from error
         if frame.event == RESYNC:
             self.place.forget()
-            return {"type": RESYNC, **data}
+            return {**data, "type": RESYNC}
         if frame.event == _GONE:
             raise _gone(data)
         if frame.event == UNAVAILABLE:

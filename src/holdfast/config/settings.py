@@ -138,6 +138,8 @@ class Settings(BaseModel):
     retention_bytes: int = Field(1_073_741_824, ge=1)
     worker: bool = True
     processes: int = Field(1, ge=1, le=64)
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(0, ge=0, le=65535)
     in_process: bool = False
     spare: bool = True
 

@@ -30,6 +30,7 @@ from holdfast.ports.agent import SERVED, Agent, AgentInfo
 from holdfast.ports.clock import Clock
 from holdfast.ports.store import CONTROL_TOPIC, READY_TOPIC, Claim, Held, Renewal, RunningCaps, RunStore, worker_topic
 from holdfast.telemetry import Log
+from holdfast.telemetry.totals import without_metrics
 from holdfast.tools import ProcessLimits, enter_limits
 
 _POLL_S: Final = 1.0
@@ -153,7 +154,8 @@ class Worker:
         executor = held[0] if held is not None else self._lingering.get(key)
         if executor is None:
             return None
-        return {**executor.watch.inspect(), "abandoned_tasks": len(self._abandoned), **self._pool_facts()}
+        around = without_metrics(self._pool_facts())  # what the worker has counted is of all tenants
+        return {**executor.watch.inspect(), "abandoned_tasks": len(self._abandoned), **around}
 
     def silent_ms(self) -> int:
         """How long ago the loop last beat; from any thread."""

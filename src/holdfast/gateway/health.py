@@ -26,12 +26,24 @@ async def livez(gate: Gate, request: Request) -> Response:
 async def readyz(gate: Gate, request: Request) -> Response:
     """GET /readyz: whether a run would be taken now, with a reason per part."""
     found, why = await gate.ready.answer()
+    return ready_answer(found, why, closing=gate.closing, known=await gate.access.knows(request))
+
+
+def ready_answer(found: dict[str, Any] | None, why: str, *, closing: bool, known: bool) -> Response:
+    """What /readyz says.
+
+    Args:
+        found: The parts, or None where nothing answered in time.
+        why: Then, why.
+        closing: Whether the process drains.
+        known: Whether the reasons are the business of whoever asks.
+    """
     if found is None:
         found = {"ready": False, "parts": {"check": {"ok": False, "why": why}}}
-    if gate.closing:
+    if closing:
         parts = {**found.get("parts", {}), "server": {"ok": False, "why": "draining"}}
         found = {**found, "ready": False, "parts": parts}
-    if not await gate.access.knows(request):
+    if not known:
         return unready(None) if not found.get("ready") else answer({"ready": True})
     if found.get("ready"):
         return answer(found)
@@ -50,10 +62,13 @@ def unready(found: dict[str, Any] | None, why: str = "", retry_after_s: int = 1)
 
 async def startupz(gate: Gate, request: Request) -> Response:
     """GET /startupz: the phases of the start with their durations."""
-    found = gate.startup()
-    if not await gate.access.knows(request):
-        found = {"started": found.get("started", True)}
-    return answer(found, 200 if found.get("started", True) else 503)
+    return started_answer(gate.startup(), known=await gate.access.knows(request))
+
+
+def started_answer(found: dict[str, Any], *, known: bool) -> Response:
+    """What /startupz says; to strangers, whether it has started and no more."""
+    started = found.get("started", True)
+    return answer(found if known else {"started": started}, 200 if started else 503)
 
 
 async def health(gate: Gate, request: Request) -> Response:

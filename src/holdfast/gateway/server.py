@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from holdfast.aio import Owner, settle
 from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.app import GatewayApp
+from holdfast.gateway.probes import ProbeApp
 from holdfast.gateway.problems import respond
 from holdfast.gateway.readers import ABORT, STUCK_S
 from holdfast.gateway.refusing import RefusingApp
@@ -54,7 +55,9 @@ class BindError(HoldfastError):
 class Server:
     """Serves one app on one port."""
 
-    def __init__(self, app: GatewayApp | RefusingApp, host: str, port: int, *, connections: int, log: Log) -> None:
+    def __init__(
+        self, app: GatewayApp | RefusingApp | ProbeApp, host: str, port: int, *, connections: int, log: Log
+    ) -> None:
         """Nothing is opened yet.
 
         Args:

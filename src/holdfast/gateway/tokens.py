@@ -111,7 +111,7 @@ class KeySet:
                 data += piece
                 if len(data) > _JWKS_BYTES_MAX:
                     raise ValueError(f"the key set is larger than {_JWKS_BYTES_MAX} bytes")
-        found = jwt.PyJWKSet.from_json(data.decode("utf-8")).keys[:_KEYS_MAX]
+        found = _key_set(bytes(data)).keys[:_KEYS_MAX]
         keys = {key.key_id or "": key for key in found if key.algorithm_name in _PUBLIC and key.public_key_use != "enc"}
         if not keys:
             raise ValueError("the key set has no public key that signs")
@@ -174,6 +174,18 @@ class Tokens:
             raise refused("the token's claim sub is empty")
         scopes = None if scope is None else frozenset(scope.split())
         return Claims(subject, tenant_id(within, subject), scopes, float(claims["exp"]) + self._leeway_s)
+
+
+def _key_set(data: bytes) -> jwt.PyJWKSet:
+    """The document as the library reads it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return jwt.PyJWKSet.from_json(data.decode("utf-8"))
+    except Exception as error:  # somebody else's document: too deep, of odd types; the keys that we have stay
+        raise ValueError(f"not a key set: {type(error).__name__}: {error}"[:300]) from error
 
 
 def refused(detail: str, remedy: str | None = None) -> HoldfastError:

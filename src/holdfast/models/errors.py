@@ -12,7 +12,7 @@ They are ModelAPIErrors, so that a user's FallbackModel falls back on them as on
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Final, Literal
 
 import httpx2
 from pydantic_ai.exceptions import (
@@ -23,6 +23,10 @@ from pydantic_ai.exceptions import (
     UnexpectedModelBehavior,
 )
 
+from holdfast.models.transport import AnswerTooLarge
+
+_CAUSES_MAX: Final = 10
+_LIBRARIES: Final = frozenset({"anthropic", "httpx2", "json", "openai", "pydantic", "pydantic_ai"})  # read answers
 Limit = Literal["model_first_content_timeout", "model_idle_timeout", "model_request_timeout"]
 
 
@@ -73,6 +77,8 @@ def refine(error: Exception, model_name: str) -> Exception:
     """The same failure with the most exact type we know; to be raised from the one given, unless it is that one."""
     if isinstance(error, ModelStalled | ModelTruncated | ModelBadResponse | ModelBreakerOpen):
         return error
+    if (too_large := _caused_by_size(error)) is not None:
+        return ModelBadResponse(model_name, f"the answer of model {model_name!r} cannot be used: {too_large}")
     if isinstance(error, ModelConnectionError | ModelHTTPError):
         return error
     if isinstance(error, ModelAPIError):
@@ -87,6 +93,28 @@ def refine(error: Exception, model_name: str) -> Exception:
         return ModelTimeoutError(model_name, f"{type(error).__name__}: {error}")
     if isinstance(error, httpx2.TransportError | ConnectionError):
         return ModelConnectionError(model_name, f"{type(error).__name__}: {error}")
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or _cannot_be_read(error):
         return ModelBadResponse(model_name, f"{type(error).__name__}: {error}")
     return error
+
+
+def _caused_by_size(error: BaseException | None) -> AnswerTooLarge | None:
+    """What our transport said below a client library, which calls everything a connection error."""
+    for _ in range(_CAUSES_MAX):
+        if error is None or isinstance(error, AnswerTooLarge):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _cannot_be_read(error: Exception) -> bool:
+    """Whether a client library stumbled over an answer: `null` for an object, a text for a number, nested too deep.
+
+    It is told by where it was raised: what a model of the user's own raises is the user's.
+    """
+    if not isinstance(error, AttributeError | LookupError | TypeError | ValueError | RecursionError):
+        return False
+    trace, raised_in = error.__traceback__, ""
+    while trace is not None:
+        raised_in, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return raised_in.partition(".")[0] in _LIBRARIES

@@ -1,4 +1,8 @@
-"""The one HTTP transport to our models: a plain one that tells the run's probe what comes over the wire."""
+"""The one HTTP transport to our models: a plain one that tells the run's probe what comes over the wire.
+
+It also bounds what a parser above it has to hold: a server that sends a line, an event or a body without end would
+otherwise fill the worker's memory until a limit of time ends it. Content has its own bound, the run's `log_bytes`.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,38 @@ import httpx2
 
 from holdfast.ports.probe import Probe, current_probe
 
+PIECE_BYTES_MAX: Final = 16_777_216  # a whole answer that is not streamed, or one event of a stream
+_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")  # of an event
 REHEARSAL_HEADER: Final = "X-Holdfast-Rehearsal"
 
 
+class AnswerTooLarge(httpx2.RemoteProtocolError):
+    """A piece of an answer has no end in sight."""
+
+
 class _ToldStream(httpx2.AsyncByteStream):
-    """A response body that tells the probe of each chunk, comments and keepalives included."""
+    """A response body that tells the probe of each chunk, comments and keepalives included; none of it without end."""
 
     def __init__(self, inner: httpx2.AsyncByteStream, probe: Probe) -> None:
         self._inner = inner
         self._probe = probe
+        self._since_end = 0
+        self._tail = b""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._inner:
             self._probe.upstream_byte()
+            self._bound(chunk)
             yield chunk
+
+    def _bound(self, chunk: bytes) -> None:
+        """Raise once an event has become too long; its end may lie across two chunks."""
+        joined = self._tail + chunk
+        ended_at = max(joined.rfind(end) for end in _ENDS)
+        self._since_end = len(joined) - ended_at if ended_at >= 0 else self._since_end + len(chunk)
+        self._tail = joined[-3:]
+        if self._since_end > PIECE_BYTES_MAX:
+            raise AnswerTooLarge(f"a piece of the answer is larger than {PIECE_BYTES_MAX} bytes")
 
     async def aclose(self) -> None:
         await self._inner.aclose()

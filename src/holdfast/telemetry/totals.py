@@ -87,6 +87,8 @@ class Totals:
             self.add("holdfast_runs_requested_total")
         elif word == "run_refused":
             self.add("holdfast_runs_refused_total", str(facts["cap"]))
+        elif word == "degraded":  # a part that a start went without; a run's is an event
+            self.add("holdfast_degraded_total")
         elif word == "claims_paused":
             self.add("holdfast_claims_paused_total")
         elif word == "stream_start":

@@ -19,6 +19,7 @@ FULL_REMEDY: Final = (
     "stops and ends go through meanwhile"
 )
 _REMEDIES: Final = (
+    ("LAYOUT", "a later Holdfast has moved the keys on: upgrade this one; what it holds goes on there"),
     ("MISCONF", "Redis cannot save to its disk and refuses writes: free space there; its log says more"),
     ("READONLY", "this Redis is a replica: name its master in --store"),
     ("LOADING", "Redis is reading its files after a start: wait"),

@@ -1,9 +1,19 @@
-"""Opening a store on Redis: connect, look at the facts, subscribe. What cannot be used is refused with its remedy."""
+"""Opening a store on Redis: connect, look at the facts, subscribe. What cannot be used is refused with its remedy.
+
+Layout 1 of the keys is the first, so that there is nothing to bring forward yet. What a later version needs of this one
+is in place: every script refuses keys of another layout (base.lua), with which no process of this version, however long
+it has had them open, reads or writes a key once `layout` is another word. A version with layout 2 moves them so:
+
+1. Where workers of layout 1 have reported (`workers`), it refuses to open: drain and end them first.
+2. One step of Redis sets `layout` from `1` to `1>2`. From then on every process of version 1 is fenced, those too that
+   no report tells of. Whoever finds `1>2` goes on with the move; two at once do no harm if each step is
+   one script that looks whether its key has been moved, which is what makes it repeatable after a kill, too.
+3. The last step sets `2`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from redis.exceptions import RedisError
 
@@ -13,11 +23,10 @@ from holdfast.stores.redis.address import Address
 from holdfast.stores.redis.facts import Fact, complaint, look
 from holdfast.stores.redis.faults import remedy_of
 from holdfast.stores.redis.link import Link
-from holdfast.stores.redis.scripts import Script
+from holdfast.stores.redis.scripts import LAYOUT, Script
 from holdfast.stores.redis.subscriber import Subscriber
 from holdfast.stores.wakes import Hub
 
-LAYOUT: Final = 1
 Looked = tuple[list[Fact], float]
 
 
@@ -69,9 +78,8 @@ async def _same_layout(link: Link) -> None:
         if not error.full:
             raise
         return
-    if found is not None and int(found) != LAYOUT:
+    if found is not None and found != str(LAYOUT).encode():
         raise StoreError(
-            f"cannot open {link.address.shown}: its keys have layout {int(found)}, this version of Holdfast has "
-            f"{LAYOUT}; {'upgrade Holdfast' if int(found) > LAYOUT else 'use the earlier version'}, or use another "
-            "namespace (?namespace=name)"
+            f"cannot open {link.address.shown}: its keys have layout {found.decode(errors='replace')}, this version of "
+            f"Holdfast has {LAYOUT}; upgrade Holdfast, or use another namespace (?namespace=name)"
         )

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from holdfast.domain.runs import TABLE, Move, Refusal, State
 
+LAYOUT: Final = 1  # of the keys; the first one. See opening.py for what a second one needs
 _SCRIPTS: Final = resources.files("holdfast.stores.redis") / "scripts"
 CLOCK: Final = "call('TIME')"  # as base.lua has it
 _WITH: Final = re.compile(r"^-- with: ([a-z ]+)$", re.MULTILINE)
@@ -52,7 +53,9 @@ def compose(verb: str, clock: str = CLOCK) -> str:
     shebang, body = verb.split("\n", 1)
     named = _WITH.search(body)
     texts = [_library(name) for name in ("base", *(named[1].split() if named else ()))]
-    return "\n".join([shebang, lifecycle(), texts[0].replace(CLOCK, clock), *texts[1:], body])
+    return "\n".join(
+        [shebang, f"local LAYOUT = '{LAYOUT}'", lifecycle(), texts[0].replace(CLOCK, clock), *texts[1:], body]
+    )
 
 
 @cache

@@ -63,6 +63,7 @@ from holdfast.stores.wakes import Hub
 T = TypeVar("T")
 
 _TAIL_POLL_S: Final = 1.0
+_KEPT_OUT_S: Final = 2.0  # without a write, while there is one to do: what else is locked is a matter of milliseconds
 _CLOSE_S: Final = BUSY_TIMEOUT_S + 1
 _SWEEP_STEPS_MAX: Final = 1000
 
@@ -352,6 +353,9 @@ class SqliteStore:
             facts |= await self._read("health", reading.facts)
             if self._ballast is not None and self._ballast.low():
                 return facts | {"low_space": True, "error": f"{self._ballast.why}; {self._ballast.remedy}"}
+            if (kept_out_s := self._writer.kept_out_s()) > _KEPT_OUT_S:
+                why = f"nothing could be written for {kept_out_s:.0f} s: another process has {self.path} locked"
+                return facts | {"error": f"{why}; end its transaction"}
             return facts
         except Exception as error:  # noqa: BLE001 - health reports, it does not fail
             return facts | {"error": f"{type(error).__name__}: {error}"}

@@ -99,6 +99,7 @@ class Writer:
         self._busy_since = time.monotonic()
         self._began = 0.0
         self._waits = False
+        self._kept_out_since: float | None = None
         self._close_by = float("inf")
         self._way_wanted = 0
         self._way_lock = threading.Lock()
@@ -162,6 +163,11 @@ class Writer:
     def held_up_s(self) -> float:
         """How long the present transaction has waited for another writer to end; 0.0 where none waits."""
         return time.monotonic() - self._began if self._waits else 0.0
+
+    def kept_out_s(self) -> float:
+        """How long no transaction has begun that should have, over as many tries as were given up; else 0.0."""
+        since = self._kept_out_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def died(self) -> BaseException | None:
         """What ended the thread, if it has ended by itself: the store is of no more use to this process."""
@@ -325,9 +331,11 @@ class Writer:
         done: list[_Job] = []
         try:
             self._began = time.monotonic()
+            self._kept_out_since = self._kept_out_since or self._began
             self._waits = True
             try:
                 begin(self._conn, self._until)
+                self._kept_out_since = None
             finally:
                 self._waits = False
             stint = time.monotonic() + _STINT_S
