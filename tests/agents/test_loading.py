@@ -120,7 +120,7 @@ async def test_objects_are_taken_as_what_names_them_is() -> None:
     assert load_agents([Agent(TestModel())], Path(), Settings(), ToolPool(1, 1.0))[0].name == "agent"
     with pytest.raises(AgentLoadError, match="two agents are named 'echo'"):
         load_agents([echo, echo], Path(), Settings(), ToolPool(1, 1.0))
-    with pytest.raises(AgentLoadError, match="must be a pydantic_ai.Agent, an async generator function"):
+    with pytest.raises(AgentLoadError, match=r"must be a pydantic_ai\.Agent, an async generator function"):
         load_agents([7], Path(), Settings(), ToolPool(1, 1.0))
 
 
