@@ -27,7 +27,7 @@ from holdfast.rehearsal import RehearsalServer
 from holdfast.telemetry import Log
 
 MEMORY = "sqlite://:memory:"
-QUIET = {"synthetic_run_s": 0, "stop_grace_s": 0.5}
+QUIET = {"synthetic_run_s": 0, "stop_grace_s": 0.5, "drain_s": 0.1}
 
 
 async def words(ctx: RunContext) -> AsyncIterator[str]:
