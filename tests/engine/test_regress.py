@@ -1,14 +1,28 @@
-"""A store that lost what it had acknowledged: a failover to a replica that was behind, a disk that lied."""
+"""A worker that is not sure of its run: its store has less than it said, or is slow to say; its lease may be over."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from holdfast.domain.events import decode_event
 from holdfast.domain.ids import RunKey
 from holdfast.domain.runs import Reason, State
-from holdfast.ports.agent import AgentEvent, Checkpoint, PartDone, Result, RunContext, TextDelta
+from holdfast.ports.agent import (
+    AgentEvent,
+    Checkpoint,
+    ModelRequested,
+    PartDone,
+    Result,
+    RunContext,
+    TextDelta,
+    ToolCalled,
+    ToolFinished,
+)
 from tests.engine.rig import QUICK, FunctionAgent, Rig
 
 
@@ -44,6 +58,74 @@ async def test_a_worker_that_is_ahead_of_its_store_writes_no_more_and_another_cl
     assert (record.state, record.reason, record.output) == (State.COMPLETED, Reason.FINISHED, "attempt 2")
     assert "never to be stored" not in str(events)
     assert [line for line in lines.splitlines() if line.startswith("run_lost") and "status=gap" in line]
+
+
+@pytest.mark.parametrize("event", [Checkpoint(b"asked"), ModelRequested(1, "m", 1)], ids=["tool", "model"])
+async def test_nothing_new_begins_while_the_lease_may_be_lost(event: AgentEvent) -> None:
+    """A tool that starts then may run twice at once: here, and at whoever has taken the run."""
+    healthy, begun = [False], []
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield event
+        begun.append(healthy[0])
+        yield Result("done")
+
+    async with Rig(FunctionAgent(work, resumable=True)) as rig:
+        rig.worker._around = replace(rig.worker._around, healthy=lambda: healthy[0])
+        key = await rig.start()
+        async with asyncio.timeout(5):
+            while ((await rig.worker.inspect(key)) or {}).get("waiting_on") != "lease" and not begun:
+                await asyncio.sleep(0.01)
+        assert begun == []
+        healthy[0] = True
+        record = await rig.end(key)
+    assert (record.state, begun) == (State.COMPLETED, [True])
+
+
+async def test_a_tool_starts_only_after_the_store_has_its_call() -> None:
+    """What has an effect is in the log before it has one: a crash in between must not leave it unknown."""
+    answers, begun = asyncio.Event(), []
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield ToolCalled("c1", "charge", {})
+        yield Checkpoint(b"asked")
+        begun.append(answers.is_set())
+        yield ToolFinished("c1", "charge", "success", 1, 0, checkpoint=b"charged")
+        begun.append(answers.is_set())
+        yield Result("done")
+
+    async with Rig(FunctionAgent(work, resumable=True), wrap=lambda store: _Slow(store, answers)) as rig:
+        key = await rig.start()
+        async with asyncio.timeout(5):
+            while not rig.wrapped.held and not begun:
+                await asyncio.sleep(0.01)
+        assert begun == []
+        answers.set()
+        record = await rig.end(key)
+        (last,) = [with_result for with_result in rig.wrapped.held if with_result == (["tool.finished"], b"charged")]
+    assert (record.state, begun) == (State.COMPLETED, [True, True])
+    assert rig.wrapped.held[0] == (["tool.called"], b"asked")
+    assert last
+
+
+class _Slow:
+    """Says what is appended with which checkpoint, and acknowledges what has one only when `answers` is set."""
+
+    def __init__(self, store: Any, answers: asyncio.Event) -> None:
+        self._store = store
+        self._answers = answers
+        self.held: list[tuple[list[str], bytes]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def append(
+        self, key: Any, fence: Any, base: int, events: Any, checkpoint: Any = None, consumed: int = 0
+    ) -> Any:
+        if checkpoint is not None:
+            self.held.append(([decode_event(event)["type"] for event in events], checkpoint))
+            await asyncio.wait([asyncio.ensure_future(self._answers.wait())], timeout=5)
+        return await self._store.append(key, fence, base, events, checkpoint, consumed)
 
 
 async def _forget_last(store: Any, key: RunKey) -> None:
