@@ -82,6 +82,35 @@ async def test_nothing_new_begins_while_the_lease_may_be_lost(event: AgentEvent)
     assert (record.state, begun) == (State.COMPLETED, [True])
 
 
+@pytest.mark.parametrize("by", ["another", "itself"])
+async def test_who_has_lost_a_run_stops_working_on_it_whoever_has_it_now(by: str) -> None:
+    """A tool that writes nothing for an hour would go on for an hour, beside the attempt that took its place."""
+    left = []
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        try:
+            if ctx.epoch == 1:
+                yield Checkpoint(b"here")
+                await asyncio.sleep(3600)
+            yield Result("done")
+        finally:
+            left.append(ctx.epoch)
+
+    async with Rig(FunctionAgent(work, resumable=True)) as rig:
+        key = await rig.start()
+        await rig.until(key, "run.started")
+        if by == "another":
+            rig.worker._accepting = False  # it is claimed elsewhere, or later
+        claim = rig.worker._held()[0]
+        await rig.store.release(claim.key, claim.fence)
+        if by == "itself":
+            assert (await rig.end(key)).output == "done"
+        async with asyncio.timeout(5):
+            while 1 not in left:
+                await asyncio.sleep(0.01)
+        assert [line for line in rig.lines.getvalue().splitlines() if line.startswith("run_lost")]
+
+
 async def test_a_tool_starts_only_after_the_store_has_its_call() -> None:
     """What has an effect is in the log before it has one: a crash in between must not leave it unknown."""
     answers, begun = asyncio.Event(), []
