@@ -111,6 +111,24 @@ async def test_who_has_lost_a_run_stops_working_on_it_whoever_has_it_now(by: str
         assert [line for line in rig.lines.getvalue().splitlines() if line.startswith("run_lost")]
 
 
+async def test_a_tired_worker_takes_no_new_run_until_its_threads_are_back() -> None:
+    """A run that it took would get no thread for its tools; another worker, or its successor, has some."""
+    why = ["4 tool threads are held"]
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield Result(ctx.input)
+
+    async with Rig(FunctionAgent(work)) as rig:
+        rig.worker.tired = lambda: why[0]
+        key = await rig.start()
+        assert not rig.worker._facts()["accepting"]
+        seen = rig.worker._room(late=False)
+        record = await rig.sessions.get(key)
+        assert (seen, record.state) == (0, State.QUEUED)
+        why[0] = ""
+        assert (await rig.end(key)).state is State.COMPLETED
+
+
 async def test_a_tool_starts_only_after_the_store_has_its_call() -> None:
     """What has an effect is in the log before it has one: a crash in between must not leave it unknown."""
     answers, begun = asyncio.Event(), []
