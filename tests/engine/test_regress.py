@@ -129,6 +129,34 @@ async def test_a_tired_worker_takes_no_new_run_until_its_threads_are_back() -> N
         assert (await rig.end(key)).state is State.COMPLETED
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["abandoned", "cannot say"])
+async def test_an_agent_that_cannot_say_what_it_did_leaves_its_checkpoint_in_the_history(leaves: bool) -> None:
+    """Its own form has what the log has cut: large results, images, what a provider signed."""
+    released = asyncio.Event()
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield Checkpoint(b"native so far")
+        yield TextDelta(ctx.first_part, "and said since")
+        while not released.is_set():
+            try:
+                await asyncio.wait([asyncio.ensure_future(released.wait())], timeout=5)
+            except asyncio.CancelledError:
+                if leaves:
+                    raise
+
+    async with Rig(FunctionAgent(work, resumable=True)) as rig:
+        key = await rig.start()
+        await rig.until(key, "text.delta")
+        await rig.sessions.stop(key, "tester")
+        record = await rig.end(key)
+        (entry,) = await rig.store.history("local", record.session)
+        released.set()
+    assert record.receipt is not None
+    assert record.receipt["abandoned"] is not leaves
+    assert (entry.native_kind, entry.native) == ("test", b"native so far")
+    assert [(message.text, message.interrupted) for message in entry.tail] == [("and said since", True)]
+
+
 async def test_a_tool_starts_only_after_the_store_has_its_call() -> None:
     """What has an effect is in the log before it has one: a crash in between must not leave it unknown."""
     answers, begun = asyncio.Event(), []
