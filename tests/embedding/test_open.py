@@ -123,7 +123,9 @@ async def test_mounted_below_a_path_everything_is_as_at_the_root() -> None:
             answer = await http.post("/agents/v1/chat/completions", json=chat)
             assert answer.json()["choices"][0]["message"]["content"] == "three "
             assert "error" in (await http.post("/agents/v1/chat/completions", json={})).json()
-            assert (await http.get("/agents/readyz")).status_code == 200
+            async with asyncio.timeout(5):
+                while (await http.get("/agents/readyz")).status_code != 200:  # until its worker has reported
+                    await asyncio.sleep(0.05)
             assert (await http.get("/agents/nothing")).json()["code"] == "not_found"
             assert "<title>" in (await http.get("/agents/")).text
         async with connect(f"ws://127.0.0.1:{port}/agents/api/ws") as socket, asyncio.timeout(5):
