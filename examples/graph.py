@@ -63,12 +63,16 @@ class GraphAgent:
         config = {"configurable": {"thread_id": ctx.key.run}}
         begin: State | None = {"said": conversation(ctx)}
         call = f"{ctx.key.run}_count"
-        if ctx.checkpoint and (at := json.loads(ctx.checkpoint))["node"]:
+        at = json.loads(ctx.checkpoint) if ctx.checkpoint else None
+        if at is None:
+            yield ToolCalled(call, "count", {})
+            yield Checkpoint(json.dumps({"node": ""}).encode())  # both are stored when the next line runs
+        elif at["node"]:
             await compiled.aupdate_state(config, at["state"], as_node=at["node"])
             begin = None
-        if begin is not None:  # an attempt that resumes before the tool calls it again: it may be repeated
-            yield ToolCalled(call, "count", {})
-            yield Checkpoint(json.dumps({"node": ""}).encode())  # stored when the next line runs
+        # else it was called and has not ended: counting may be repeated, so it is, and it is not told of anew
+        now = asyncio.get_running_loop().time
+        began = now()
         async for kind, item in compiled.astream(begin, config, stream_mode=["custom", "updates"]):
             if kind == "custom":
                 yield item  # text
@@ -77,7 +81,7 @@ class GraphAgent:
             state = (await compiled.aget_state(config)).values
             here = json.dumps({"node": node, "state": state}).encode()
             if node == "count":
-                yield ToolFinished(call, "count", "success", state["words"], 1000, here)
+                yield ToolFinished(call, "count", "success", state["words"], int((now() - began) * 1000), here)
         yield Result((await compiled.aget_state(config)).values["said"][-1]["content"])
 
 
