@@ -183,11 +183,42 @@ async def test_a_tool_starts_only_after_the_store_has_its_call() -> None:
     assert last
 
 
+async def test_a_model_is_slowed_down_by_a_store_that_does_not_answer_and_stop_is_not() -> None:
+    """What nobody has acknowledged is held in memory: so much of it, and no more; and a stop needs no room there."""
+    answers, said = asyncio.Event(), [0]
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        yield Checkpoint(b"held")
+        for _ in range(1000):
+            said[0] += 1
+            yield TextDelta(ctx.first_part, "x" * 1024)
+        yield Result("done")
+
+    settings = QUICK.model_copy(update={"buffer_bytes": 65_536})
+    async with Rig(FunctionAgent(work), settings=settings, wrap=lambda store: _Slow(store, answers, 3)) as rig:
+        key = await rig.start()
+        async with asyncio.timeout(5):
+            while said[0] < 64:
+                await asyncio.sleep(0.01)
+        for _ in range(20):  # turns in which it would go on
+            await asyncio.sleep(0.01)
+        assert said[0] <= 66
+        await rig.sessions.stop(key, "tester")
+        async with asyncio.timeout(5):
+            while (await rig.worker.inspect(key) or {"phase": "stopping"})["phase"] != "stopping":
+                await asyncio.sleep(0.01)
+        answers.set()
+        record = await rig.end(key)
+    assert (record.state, len(record.output or "")) == (State.CANCELLED, said[0] * 1024)
+
+
 class _Slow:
     """Says what is appended with which checkpoint, and acknowledges what has one only when `answers` is set."""
 
-    def __init__(self, store: Any, answers: asyncio.Event) -> None:
+    def __init__(self, store: Any, answers: asyncio.Event, nth: int = 0) -> None:
         self._store = store
+        self._nth = nth  # or the n-th append, and those after it
+        self._count = 0
         self._answers = answers
         self.held: list[tuple[list[str], bytes]] = []
 
@@ -197,7 +228,11 @@ class _Slow:
     async def append(
         self, key: Any, fence: Any, base: int, events: Any, checkpoint: Any = None, consumed: int = 0
     ) -> Any:
-        if checkpoint is not None:
+        self._count += 1
+        if self._nth:
+            if self._count >= self._nth:
+                await asyncio.wait([asyncio.ensure_future(self._answers.wait())], timeout=5)
+        elif checkpoint is not None:
             self.held.append(([decode_event(event)["type"] for event in events], checkpoint))
             await asyncio.wait([asyncio.ensure_future(self._answers.wait())], timeout=5)
         return await self._store.append(key, fence, base, events, checkpoint, consumed)
