@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 
 from holdfast.agents import AgentLoadError, GeneratorAgent, PydanticAgent, default_agent, load_agents
@@ -43,6 +44,24 @@ class Own:
 
 own = Own()
 
+class Sealed:
+    __slots__ = ()
+    name, kind, resumable, model_name = "sealed", "sealed", True, "m1"
+    def run(self, ctx):
+        return Words()
+
+class Words:
+    def __init__(self):
+        self.left = ["one ", "two"]
+    def __aiter__(self):
+        return self
+    async def __anext__(self):
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
+
+sealed = Sealed()
+
 class box:
     inner = own
 """
@@ -77,8 +96,32 @@ def test_a_name_is_the_given_one_else_the_agents_own_else_the_attribute(here: Pa
 def test_an_object_with_our_port_is_taken_as_it_is(here: Path) -> None:
     """Other libraries come in through the port."""
     agents = load(here, "hf_agents:own", "second=hf_agents:box.inner")
-    assert agents[1].name == "second"
+    assert [agent.name for agent in agents] == ["own", "second"]
     assert not agents[1].resumable
+
+
+async def test_an_object_with_our_port_may_yield_what_a_generator_may(here: Path) -> None:
+    """Whoever outgrows a function must not find that words are refused, or that a name cannot be set."""
+    (agent,) = load(here, "hf_agents:sealed")
+    told = await tell(agent.run(context("hi")))
+    assert told.result.output == "one two"
+    assert (agent.kind, agent.resumable, agent.model_name) == ("sealed", True, "m1")
+
+
+async def test_objects_are_taken_as_what_names_them_is() -> None:
+    """An application that has its agents at hand need not put them into modules."""
+
+    async def echo(ctx):
+        yield ctx.input
+
+    given = [Agent(TestModel(), name="weather"), echo, "tests.startup.agents:good"]
+    agents = load_agents(given, Path(), Settings(), ToolPool(1, 1.0))
+    assert [agent.name for agent in agents] == ["weather", "echo", "good"]
+    assert load_agents([Agent(TestModel())], Path(), Settings(), ToolPool(1, 1.0))[0].name == "agent"
+    with pytest.raises(AgentLoadError, match="two agents are named 'echo'"):
+        load_agents([echo, echo], Path(), Settings(), ToolPool(1, 1.0))
+    with pytest.raises(AgentLoadError, match=r"must be a pydantic_ai\.Agent, an async generator function"):
+        load_agents([7], Path(), Settings(), ToolPool(1, 1.0))
 
 
 def test_the_given_model_replaces_the_agents_own(here: Path) -> None:

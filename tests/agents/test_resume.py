@@ -154,3 +154,14 @@ async def test_a_checkpoint_of_another_kind_ends_the_run_with_a_remedy(rig: Rig)
     assert told.ended is not None
     assert (told.ended.reason, told.ended.code) == (Reason.AGENT_ERROR, "bad_checkpoint")
     assert told.ended.remedy
+
+
+async def test_a_name_that_an_earlier_attempt_gave_to_a_call_is_not_given_again(rig: Rig) -> None:
+    """Readers have dropped that call: what they would hear under its name afterwards, they would drop, too."""
+    asked = "!tool one {}\n!say done"
+    first = await tell(rig.agent(Ledger(False).tools).run(context(asked)))
+    (call,) = [event.call for event in first.of(ToolCalled)]
+    again = await tell(rig.agent(Ledger(False).tools).run(context(asked, attempt=2, epoch=2, calls={call})))
+    (other,) = [event.call for event in again.of(ToolCalled)]
+    assert other != call
+    assert [event.call for event in again.of(ToolFinished)] == [other]

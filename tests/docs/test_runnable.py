@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -15,6 +16,7 @@ import pytest
 from holdfast.client import Client
 from tests.cli.live import Server
 from tests.docs.blocks import ROOT, blocks
+from tests.system.support import free_port
 
 ADDRESS = "http://127.0.0.1:8484"
 
@@ -131,6 +133,71 @@ def test_examples_are_served(tmp_path, spec, prompt, heard):
         assert model.close() == 0
     assert "event: run.completed" in answer.text, answer.text
     assert heard in answer.text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("package", "spec", "prompt"),
+    [
+        ("langgraph", "graph:agent", "!say hello from a graph"),
+        ("agents", "sdk:agent", '!tool wait_for_tide {"seconds": 0.01}\n!say hello'),
+    ],
+)
+def test_agents_of_other_libraries_are_served(tmp_path, monkeypatch, package, spec, prompt):
+    """The examples for them are run wherever they are installed; Holdfast itself needs neither."""
+    pytest.importorskip(package)
+    (tmp_path / "model").mkdir()
+    shutil.copy(ROOT / "examples" / f"{spec.partition(':')[0]}.py", tmp_path)
+    model = Server(tmp_path / "model", "rehearse", "--port", "0")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{model.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    server = Server(tmp_path, "serve", spec, "--port", "0")
+    try:
+        with Client(server.url) as client:
+            types, end = ending(client, prompt)
+            assert (end["type"], end["output"]) == ("run.completed", prompt.rpartition("!say ")[2])
+            assert [kind for kind in types if kind.startswith("tool.")] == ["tool.called", "tool.finished"]
+            _, end = ending(client, "!tokens n=500 rate=20", stop_at="text.delta")
+            assert (end["type"], end["reason"]) == ("run.cancelled", "stopped")
+            assert end["receipt"]["elapsed_ms"] < 1000
+    finally:
+        assert server.close() == 0
+        stats = httpx2.get(f"{model.url}/_stats").json()
+        assert model.close() == 0
+    assert (stats["open"], stats["client_disconnects"]) == (0, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(40)
+def test_the_embedded_example_is_served_by_uvicorn(tmp_path):
+    """An application that mounts us is what it was before, and has all of us below its path."""
+    shutil.copy(ROOT / "examples" / "embedded.py", tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "embedded:app", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            asked = within(20, lambda: http.get("/ask/hello there"))
+            assert asked.json()["answer"] == "hello there "
+            stream = http.post("/agents/api/runs", json={"input": "a b"}, headers={"Accept": "text/event-stream"})
+            assert "event: run.completed" in stream.text
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert "Application shutdown complete" in (tmp_path / "log").read_text()
+
+
+def within(limit_s: float, ask):
+    """What `ask` answers, once it does."""
+    until = time.monotonic() + limit_s
+    while True:
+        try:
+            return ask()
+        except httpx2.TransportError:
+            assert time.monotonic() < until, "nobody answers"
+            time.sleep(0.1)
 
 
 @pytest.mark.slow

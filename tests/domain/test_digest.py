@@ -172,8 +172,16 @@ def test_input_comes_from_the_log_unless_given() -> None:
     assert [m.text for m in digest.messages(completed=True, user="edited")] == ["edited", "and this"]
 
 
-@given(st.sampled_from(["run.stalled", "degraded", "tool.progress", "tool.args", "something.new"]))
+@given(st.sampled_from(["run.stalled", "degraded", "tool.progress", "something.new"]))
 def test_other_events_change_nothing(kind: str) -> None:
     """A log of a later version can be folded by an earlier one."""
     digest = Digest([delta(0, "x"), event(kind, call="c1", text="y", part=7)])
     assert (digest.text(), digest.parts(), digest.calls()) == ("x", [0], [])
+
+
+def test_a_call_is_known_from_its_first_argument_until_it_is_taken_back() -> None:
+    """A reader shows it from there on: whoever takes an attempt back has to name it, though it was never called."""
+    digest = Digest([delta(0, "x"), event("tool.args", call="c1", name="look", delta='{"a')])
+    assert (digest.text(), digest.calls(), digest.open_calls(), digest.tool_calls) == ("x", ["c1"], [], 0)
+    digest.feed("attempt.discarded", {"parts": [], "calls": ["c1"]})
+    assert (digest.calls(), digest.names()) == ([], {"c1"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,3 +114,41 @@ def test_the_worst_lag_of_a_period_is_reported_once(case: Case) -> None:
     assert case.reported() == 0, "all is well again, and the time between two beats is no lag"
     case.late(4.0)
     assert case.reported() == 3_750
+
+
+def test_a_lease_is_doubted_before_anybody_may_take_the_run(case: Case) -> None:
+    """Nothing new begins in the last third of a lease that could not be renewed."""
+    case.reported()  # which renews
+    case.late(6.9)
+    assert case.beats.healthy()
+    case.late(0.2)
+    assert not case.beats.healthy()
+    case.reported()
+    assert case.beats.healthy()
+
+
+async def test_a_loop_that_is_blocked_for_good_is_spoken_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that went on renewing for it would keep its runs from everybody, for ever."""
+    monkeypatch.setattr(heartbeat, "_TICK_S", 0.01)
+    heart, looks = Heart(), []
+    store = SimpleNamespace(heart=lambda: heart)
+    heart.close = lambda: None  # type: ignore[attr-defined]
+    settings = Settings(loop_stall_s=0.1, lease_s=1.0, renew_s=0.01)
+    beats = Heartbeat(store, settings, Log(stream=io.StringIO()), "w", list, dict, lambda _: None)  # type: ignore[arg-type]
+    watch = beats._watch
+    monkeypatch.setattr(beats, "_watch", lambda: (watch(), looks.append(len(heart.facts)))[0])
+    beats.start()
+    try:
+        async with asyncio.timeout(5):
+            while not beats._stalled:  # nobody beats
+                await asyncio.sleep(0.01)
+            renewed, seen = len(heart.facts), len(looks)
+            while len(looks) < seen + 5:
+                await asyncio.sleep(0.01)
+            assert renewed >= 1
+            assert len(heart.facts) <= renewed + 1, "one may have been under way"
+            beats.beat()
+            while len(heart.facts) <= renewed + 1:
+                await asyncio.sleep(0.01)
+    finally:
+        beats.stop()

@@ -19,6 +19,7 @@ from holdfast.ports.agent import (
     Result,
     RunContext,
     TextDelta,
+    ToolArgs,
     ToolCalled,
     ToolFinished,
 )
@@ -252,6 +253,31 @@ async def test_a_resumed_attempt_takes_back_what_came_after_its_checkpoint() -> 
     assert record.state is State.COMPLETED
     assert [m.text for m in history[0].messages if m.role == "assistant"] == ["I will look. ", "It is 42."]
     assert [m.result for m in history[0].messages if m.role == "tool"] == [42]
+
+
+async def test_a_resumed_attempt_takes_back_calls_that_nobody_will_finish() -> None:
+    """Half-written arguments, and a call whose checkpoint was lost: a card that spins for ever is a lie."""
+    attempts = []
+
+    async def calling(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        attempts.append(ctx.attempt)
+        if ctx.checkpoint is None:
+            yield Checkpoint(b"begun")
+            yield ToolCalled("c1", "look", {})
+            yield ToolArgs("c2", "look", '{"at":')
+            await asyncio.sleep(3600)
+        yield Result("done")
+
+    async with Rig(FunctionAgent(calling, resumable=True)) as rig:
+        key = await rig.start()
+        await rig.until(key, "tool.args")
+        claim = rig.worker._held()[0]
+        await rig.store.release(claim.key, claim.fence)
+        await rig.end(key)
+        events = await rig.events(key)
+    (discarded,) = [e for e in events if e["type"] == "attempt.discarded"]
+    assert discarded["calls"] == ["c1", "c2"]
+    assert [e["type"] for e in events if e["type"] == "tool.finished"] == []
 
 
 async def test_queued_prompts_run_in_order_and_can_be_stopped_in_the_queue() -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from holdfast.app import Runtime
+from holdfast.app.runtime import Runtime
 from holdfast.client.stream import BROKEN, Backoff, Place, Reading
 from holdfast.config import Settings
 from holdfast.models import transport

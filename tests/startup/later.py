@@ -24,7 +24,8 @@ from unittest.mock import patch
 
 import httpx2
 
-from holdfast.app import Runtime, readiness, supervisor, upstream
+from holdfast.app import readiness, supervisor, upstream
+from holdfast.app.runtime import Runtime
 from holdfast.config import Settings
 from holdfast.telemetry import Log
 from tests.redis_server import RedisServer

@@ -230,3 +230,12 @@ async def test_close_is_bounded_while_another_process_is_frozen_in_its_transacti
         answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 2)
     assert took < 10.0
     assert all(isinstance(a, StoreUnavailable) for a in answers)
+
+
+async def test_what_is_acknowledged_is_on_the_disk(url: str) -> None:
+    """No test can cut the power; that SQLite is told to sync at every commit, as `serve` says, can be seen."""
+    async with opened(url) as rig:
+        found = await rig.store._writer.do("look", lambda tx: tx.one("PRAGMA synchronous")[0])
+        kind = await rig.store._writer.do("look", lambda tx: tx.one("PRAGMA journal_mode")[0])
+        assert (found, kind) == (2, "wal")  # FULL
+        assert rig.store.durability == "fsync at every commit"

@@ -99,13 +99,14 @@ async def test_an_abandoned_thread_is_quarantined_and_replaced() -> None:
     """One run's stuck tool must not keep another run's tool from starting."""
     pool, let_go = ToolPool(1, 0.5, quarantine=2), threading.Event()
     await abandon(pool, let_go)
-    assert (pool.quarantined, pool.exhausted) == (1, False)
+    assert (pool.quarantined, pool.exhausted, pool.tired()) == (1, False, "")
     assert await inside(pool, lambda: "starts") == "starts"
     await abandon(pool, let_go)
     assert (pool.quarantined, pool.exhausted) == (2, True)
+    assert pool.tired() == "2 tool threads are held by calls that were given up on (quarantine 2)"
     let_go.set()
     await until(lambda: pool.quarantined == 0)
-    assert not pool.exhausted
+    assert (pool.exhausted, pool.tired()) == (False, "")
     assert await inside(pool, lambda: "again") == "again"
     pool.close(1.0)
 

@@ -149,7 +149,7 @@ class Drive:
 
     def _start(self, past: list[ModelMessage]) -> tuple[str | None, list[ModelMessage]]:
         """The prompt and the messages before it: the input anew, or where the checkpoint is."""
-        taken = call_ids(past)
+        taken = call_ids(past) | self.ctx.calls
         if not self.ctx.checkpoint:  # not by the attempt: a release, as a drain does it, counts none
             self._numbering = Numbering(self.ctx.first_part, taken, self._is_output)
             return self.ctx.input or None, past

@@ -1,5 +1,8 @@
 """A plain async generator as an agent: it yields text, or events of the port, and the rest is ours.
 
+The same for whatever else yields: an object of the user's with the port's four names is taken through here, too, so
+that what it may yield, and what becomes of its exceptions, is the same in both.
+
     async def agent(ctx):
         yield "Hello "
         yield "world"
@@ -9,8 +12,7 @@ Consecutive strings are one part; an event in between ends it. Without a `Result
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
 from typing import Any, get_args
 
 from holdfast.domain.errors import RunEnded, exit_in
@@ -22,15 +24,31 @@ _EVENTS = get_args(AgentEvent)
 
 
 class GeneratorAgent:
-    """An async generator function behind the `Agent` port."""
+    """A function that yields behind the `Agent` port."""
 
-    kind = ""
-    resumable = False
+    def __init__(
+        self,
+        function: Callable[[RunContext], AsyncIterator[Any]],
+        name: str,
+        *,
+        kind: str = "",
+        resumable: bool = False,
+        model_name: str = "",
+    ) -> None:
+        """Take the function; it is called once for each attempt.
 
-    def __init__(self, function: Callable[[RunContext], AsyncGenerator[Any, None]], name: str) -> None:
-        """Take the function; it is called once for each run."""
+        Args:
+            function: Yields text, or events of the port.
+            name: What clients call it.
+            kind: Of the native history in its results; "" where it has none.
+            resumable: Whether it yields checkpoints, and goes on from `ctx.checkpoint`.
+            model_name: The model it asks, for run records.
+        """
         self.name = name
         self.function = function
+        self.kind = kind
+        self.resumable = resumable
+        self.model_name = model_name
 
     async def run(self, ctx: RunContext) -> AsyncIterator[AgentEvent]:
         """Iterate the generator; close it whatever happens.
@@ -40,7 +58,8 @@ class GeneratorAgent:
         """
         enter(ctx.probe)
         fold = _Fold(ctx.first_part)
-        async with aclosing(self.function(ctx)) as items:
+        items = self.function(ctx)
+        try:
             while True:
                 try:
                     item = await anext(items)
@@ -62,6 +81,10 @@ class GeneratorAgent:
                     yield event
                 if fold.ended:
                     return
+        finally:
+            close = getattr(items, "aclose", None)  # an iterator of a class of its own may have none
+            if close is not None:
+                await close()
         for event in fold.end():
             yield event
 

@@ -1,4 +1,4 @@
-"""From `[name=]module:attr` on the command line to agents, with errors that say what to write instead."""
+"""From `[name=]module:attr` on the command line, or an object, to agents; errors say what to write instead."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from holdfast.ports.agent import Agent
 from holdfast.tools import ToolPool
 
 DEFAULT_NAME: Final = "holdfast"
+UNNAMED: Final = "agent"  # an object that has no name of its own
 DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant."
 ACCEPTED: Final = (
     "a pydantic_ai.Agent, an async generator function that takes the run's context (`async def agent(ctx): "
@@ -68,7 +69,7 @@ def parse_spec(text: str) -> Spec:
 
 
 def load_agents(
-    specs: Sequence[str],
+    specs: Sequence[object],
     directory: Path,
     settings: Settings,
     pool: ToolPool,
@@ -78,7 +79,7 @@ def load_agents(
     """Import and wrap the agents; the first is the default.
 
     Args:
-        specs: `[name=]module:attr` each; none at all means the built-in chat agent on `model`.
+        specs: `[name=]module:attr` each, or what such a line names; none at all means the built-in chat agent.
         directory: Where modules are looked for first, usually the current directory.
         settings: The limits.
         pool: Where sync tools run.
@@ -92,12 +93,17 @@ def load_agents(
         return [default_agent(model, settings, pool, guard)]
     agents: list[Agent] = []
     origins: dict[str, str] = {}
-    for text in specs:
-        agent = _load(parse_spec(text), text, directory, _Around(settings, pool, model, guard))
+    around = _Around(settings, pool, model, guard)
+    for given in specs:
+        if isinstance(given, str):
+            text, agent = given, _load(parse_spec(given), given, directory, around)
+        else:
+            text, agent = _called(given), _take(given, around)
         if agent.name in origins:
+            remedy = f"as in other={text.rpartition('=')[2]}" if isinstance(given, str) else "by its `name`"
             raise AgentLoadError(
                 f"two agents are named {agent.name!r}: {origins[agent.name]} and {text}; name one of them anew, "
-                f"as in other={text.rpartition('=')[2]}"
+                f"{remedy}"
             )
         origins[agent.name] = text
         agents.append(agent)
@@ -127,13 +133,33 @@ def _load(spec: Spec, text: str, directory: Path, around: _Around) -> Agent:
             f"agent {text!r} is named {name!r}, which clients cannot write; give it a name of {ID_PATTERN}, "
             f"as in other={spec.module}:{spec.attribute}"
         )
+    return _wrap(found, name, text, around)
+
+
+def _take(found: Any, around: _Around) -> Agent:
+    """An agent that is here already."""
+    name = _own_name(found) or getattr(found, "__name__", "") or UNNAMED
+    if not is_id(name):
+        raise AgentLoadError(f"{_called(found)} is named {name!r}, which clients cannot write; use {ID_PATTERN}")
+    return _wrap(found, name, _called(found), around)
+
+
+def _called(found: object) -> str:
+    """An object for who is told of it, who has no text of its own to know it by."""
+    name = getattr(found, "__qualname__", "") or _own_name(found)
+    return f"{_what(found)} {name}".strip()
+
+
+def _wrap(found: Any, name: str, text: str, around: _Around) -> Agent:
     if isinstance(found, AbstractAgent):
         return _pydantic(found, name, text, around)
     if inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(vars(type(found)).get("__call__")):
         return GeneratorAgent(found, name)
     if _is_port(found):
-        found.name = name
-        return found  # type: ignore[no-any-return]
+        model_name = getattr(found, "model_name", "")
+        return GeneratorAgent(
+            found.run, name, kind=found.kind, resumable=bool(found.resumable), model_name=model_name or ""
+        )
     raise AgentLoadError(f"agent {text!r} is {_what(found)}; it must be {ACCEPTED}")
 
 

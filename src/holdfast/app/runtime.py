@@ -39,18 +39,34 @@ if TYPE_CHECKING:
 class Runtime:
     """A whole Holdfast: store, gateway, reaper, and a worker as a supervised process or on a thread of this one.
 
-    Use as an async context manager. `agents` may be given instead of specs, for tests and embedding; they are
-    served on a thread, as with `in_process`.
+    Use as an async context manager. Objects of the user's among `specs`, and `agents` of the port in place of them,
+    for tests, are served on a thread, as with `in_process`.
     """
 
     def __init__(
-        self, settings: Settings, specs: Sequence[str] = (), *, agents: Sequence[Agent] = (), log: Log | None = None
+        self,
+        settings: Settings,
+        specs: Sequence[object] = (),
+        *,
+        agents: Sequence[Agent] = (),
+        log: Log | None = None,
+        listen: bool = True,
     ) -> None:
-        """Nothing is opened yet."""
+        """Nothing is opened yet.
+
+        Args:
+            settings: The merged settings.
+            specs: Agents as `[name=]module:attr`, or what such a line names.
+            agents: Served as they are, in place of `specs`.
+            log: Where facts are written; standard error by default.
+            listen: Whether to serve a port; without, `app` is served by somebody else.
+        """
         self.settings = settings
         self.log = log or Log(settings.log_format)
         self._specs = specs
+        self._named = [spec for spec in specs if isinstance(spec, str)]
         self._given = list(agents)
+        self._listens = listen
         self._stack = AsyncExitStack()
         self._owner = Owner(self._task_failed)
         self.startup = Startup(self.log)
@@ -132,7 +148,8 @@ class Runtime:
 
     async def _settle_settings(self) -> None:
         settings = self.settings
-        self._works = settings.worker and (settings.in_process or bool(self._given) or settings.store.endswith(MEMORY))
+        here = settings.in_process or bool(self._given) or len(self._named) < len(self._specs)
+        self._works = settings.worker and (here or settings.store.endswith(MEMORY))
         self._stack.push_async_callback(self._end_telemetry, observe(settings, self.log, works=self._works))
         self.access = make_access(settings, self.log)  # what is degraded there is counted, too
         refuse_lonely(settings)
@@ -149,7 +166,7 @@ class Runtime:
         if self.startup.ok("store"):
             await self._start_worker(works=self._works)
         elif self.settings.worker and not self._works:
-            await try_agents(self.settings, self._specs)
+            await try_agents(self.settings, self._named)
 
     async def _recover(self) -> None:
         """See to it that what a former process left behind is ended or goes on."""
@@ -181,7 +198,7 @@ class Runtime:
             lock = self.store.lock_fd
             inherited = [] if lock is None else [lock]
             held_up_s = self.store.held_up_s
-            self.worker = Supervisor(self.store, settings, self._specs, self.log, inherited, held_up_s)
+            self.worker = Supervisor(self.store, settings, self._named, self.log, inherited, held_up_s)
         await self.worker.start()
         self._stack.push_async_callback(self._close_worker)
 
@@ -212,11 +229,12 @@ class Runtime:
             startup=self.startup.document,
             access=self.access,
         )
-        self.server = Server(self.app, settings.host, settings.port, connections=settings.connections, log=self.log)
         if not self.startup.ok("models"):
             self.sessions.missing = self.startup.summary()
             _ = self._owner.spawn(self._until_model(), "wait for the model")
-        await self.server.start()
+        if self._listens:
+            self.server = Server(self.app, settings.host, settings.port, connections=settings.connections, log=self.log)
+            await self.server.start()
         self._stack.push_async_callback(self._close_gateway)
         if settings.synthetic_run_s:
             self._synthetic = SyntheticRuns(
@@ -239,7 +257,10 @@ class Runtime:
         await self.worker.close(self.drain_s)
         # Runs of workers elsewhere go on, and most readers with them, at another server; the others would be cut off.
         await self.app.drain(until - asyncio.get_running_loop().time(), lambda: self._hurried)
-        await self.server.stop()
+        if self._listens:
+            await self.server.stop()
+        else:
+            await self.app.close(1.0)
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self.log.write("task_failed", task=name, error=repr(error))

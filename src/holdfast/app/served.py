@@ -35,8 +35,8 @@ class Served:
         await self.client.aclose()
 
 
-async def load_served(settings: Settings, specs: Sequence[str]) -> Served:
-    """Import the agents and resolve the model.
+async def load_served(settings: Settings, specs: Sequence[object]) -> Served:
+    """Import the agents, or take those that are objects already, and resolve the model.
 
     Raises:
         StartError: Something named on the command line cannot be had.

@@ -38,7 +38,7 @@ class WorkerThread:
     """Loads the agents, starts a worker on its own loop, and speaks to it from another."""
 
     def __init__(
-        self, store: RunStore, settings: Settings, specs: Sequence[str], given: Sequence[Agent], log: Log
+        self, store: RunStore, settings: Settings, specs: Sequence[object], given: Sequence[Agent], log: Log
     ) -> None:
         """Nothing is started yet; `given` agents are served as they are, else `specs` are loaded."""
         self._store = store

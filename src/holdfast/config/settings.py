@@ -11,10 +11,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 CONFIG_FILE = "holdfast.toml"
 _ENV_PREFIX = "HOLDFAST_"
@@ -154,6 +154,16 @@ class Settings(BaseModel):
         """The environment has one string for the whole table."""
         return json.loads(value) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _leases_outlive_renewals(self) -> Self:
+        """A worker that renews more rarely than its leases last loses every run, and is called dead."""
+        if self.renew_s > self.lease_s / 2:
+            raise ValueError(
+                f"lease_s is {self.lease_s:g} and renew_s {self.renew_s:g}: a lease must outlive two renewals; "
+                f"set renew_s to {self.lease_s / 4:g}, or raise lease_s"
+            )
+        return self
+
 
 # For the gateway alone: never shown, never given to a worker.
 SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is SecretStr)
@@ -220,7 +230,10 @@ def _injected(name: str, value: str) -> bool:
 def _explain(error: pydantic.ValidationError, source: Mapping[str, str]) -> str:
     lines = []
     for item in error.errors():
-        key = str(item["loc"][0]) if item["loc"] else "?"
+        if not item["loc"]:  # of several settings together
+            lines.append(item["msg"].removeprefix("Value error, "))
+            continue
+        key = str(item["loc"][0])
         origin = source.get(key, "?")
         shown = f"{_ENV_PREFIX}{key.upper()}" if origin == "environment" else key
         if item["type"] == "extra_forbidden":

@@ -64,6 +64,7 @@ class Digest:
         self._items: list[_Part | _Call | str] = []  # a str is a steered input
         self._parts: dict[int, _Part] = {}
         self._calls: dict[str, _Call] = {}
+        self._named: dict[str, bool] = {}  # every call a reader has heard of, half-written ones too -> discarded
         self._step = 0
         self.spent = Usage()
         self._last_discarded = ""
@@ -84,6 +85,7 @@ class Digest:
                     self._last_discarded = ""
                 self.spent.streamed(len(fields["text"]))
             case EventType.TOOL_ARGS:
+                self._named.setdefault(fields["call"], False)
                 self.spent.streamed(len(fields.get("delta") or ""))
             case EventType.TEXT_DONE | EventType.REASONING_DONE:
                 self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
@@ -91,6 +93,7 @@ class Digest:
                 self._last_discarded = ""
                 call = _Call(fields["call"], fields["name"], fields.get("args"), self._step)
                 self._calls[call.call] = call
+                self._named[call.call] = False
                 self._items.append(call)
             case EventType.TOOL_FINISHED:
                 self._finished(fields)
@@ -154,8 +157,12 @@ class Digest:
         return [p.number for p in self._parts.values() if not p.discarded]
 
     def calls(self) -> list[str]:
-        """Every undiscarded call, for attempt.discarded."""
-        return [c.call for c in self._calls.values() if not c.discarded]
+        """Every undiscarded call, for attempt.discarded; one whose arguments were never whole is shown, too."""
+        return [name for name, discarded in self._named.items() if not discarded]
+
+    def names(self) -> frozenset[str]:
+        """Every call that was ever named: a later one needs a name of its own."""
+        return frozenset(self._named)
 
     def messages(self, *, completed: bool, user: str | None = None) -> list[Message]:
         """The run as neutral messages: each call has a result, an answer that was cut short says so.
@@ -211,6 +218,7 @@ class Digest:
                 if part.text_kind:
                     dropped.append(part.text)
         for name in fields.get("calls", ()):
+            self._named[name] = True
             call = self._calls.get(name)
             if call is not None:
                 call.discarded = True

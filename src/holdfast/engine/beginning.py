@@ -55,7 +55,7 @@ def _said(messages: list[Message]) -> list[HistoryEntry]:
 def context_of(
     claim: Claim,
     history: list[HistoryEntry],
-    first_part: int,
+    fold: Digest,
     deadline: float,
     probe: Probe,
     inbox: Callable[[], Awaitable[Sequence[InputItem]]],
@@ -69,7 +69,8 @@ def context_of(
         input=claim.spec.input,
         history=history,
         checkpoint=claim.checkpoint,
-        first_part=first_part,
+        first_part=fold.next_part(),
+        calls=fold.names(),
         deadline=deadline,
         model=claim.spec.model,
         settings=claim.spec.settings,

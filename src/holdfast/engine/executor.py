@@ -130,7 +130,6 @@ class Executor:
         """Write run.started, and what a resumed attempt takes back, before the agent does anything."""
         claim, around = self.claim, self._around
         fold, since = await read_log(around.store, claim, self._repeat)
-        first_part = fold.next_part()
         follower = self._follower
         appender = Appender(around.store, claim, around.settings, around.clock, around.owner, fold, follower)
         self._appender = self.watch.appender = appender
@@ -146,7 +145,7 @@ class Executor:
         self._log("stream_start", attempt=claim.attempt)
         budget = Budget(around.settings, fold)
         self._translator = self.watch.translator = Translator(appender, self.probe, self._may_begin, budget)
-        ctx = self._ctx = context_of(claim, history, first_part, self._deadline, self.probe, self._inbox)
+        ctx = self._ctx = context_of(claim, history, fold, self._deadline, self.probe, self._inbox)
         return appender, ctx
 
     # drive and watch

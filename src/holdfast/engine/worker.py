@@ -200,6 +200,9 @@ class Worker:
             _ = self._owner.spawn(self._refuse(claim), f"refuse {claim.key.run}")
             return
         quiet = claim.key.tenant == SYNTHETIC_TENANT
+        before = self._executors.get(claim.key)
+        if before is not None:  # we lost it and have it again: from here on no renewal would tell who had it before
+            before[0].tell(Told("lost"))
         executor = Executor(claim, agent, self._unsaid if quiet else self._around)
         task = self._owner.spawn(executor.run(), f"executor {claim.key.run}")
         self._executors[claim.key] = (executor, task)

@@ -34,6 +34,7 @@ from holdfast.gateway import (
 from holdfast.gateway.access import Access
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.guards import Guard
+from holdfast.gateway.mounting import unmounted
 from holdfast.gateway.routes import Handler, Operation
 from holdfast.telemetry import Log
 
@@ -91,8 +92,8 @@ class GatewayApp:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or one WebSocket."""
-        await self._guarded(scope, receive, send)
+        """Serve one request, or one WebSocket; mounted below a path of another app, as at the root."""
+        await self._guarded(unmounted(scope), receive, send)
 
     @property
     def settings(self) -> Settings:

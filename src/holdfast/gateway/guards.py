@@ -57,6 +57,7 @@ class Guard:
         try:
             if self._access.keyless:
                 check_local(Headers(scope=scope))
+                check_peer(scope)
             if scope["type"] == "http" and path not in OPEN:
                 await self._admitted(scope, receive, sending)
             else:  # a socket asks by itself, once it can say by its close code why not
@@ -140,6 +141,13 @@ def check_local(headers: Headers) -> None:
     origin = headers.get("origin")
     if origin is not None and not is_loopback(_host_name(origin)):
         raise HoldfastError("forbidden_origin", f"Origin {origin[:200]!r} is not on this machine")
+
+
+def check_peer(scope: Scope) -> None:
+    """Raise forbidden_origin for a client on another machine: mounted, we listen where somebody else decided."""
+    client = scope.get("client")
+    if client is not None and client[0] and not is_loopback(client[0]):  # a socket of this machine's files has no name
+        raise HoldfastError("forbidden_origin", f"a client at {client[0][:200]!r} is not on this machine")
 
 
 def is_loopback(name: str) -> bool:

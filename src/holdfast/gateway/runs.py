@@ -16,6 +16,7 @@ from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import KEY_PATTERN, check_id, check_input, check_metadata, idempotency_key, read_json
 from holdfast.gateway.events import NDJSON, SSE, LogStream, Offset, open_log
 from holdfast.gateway.gate import Gate
+from holdfast.gateway.mounting import outside
 from holdfast.gateway.problems import invalid
 from holdfast.gateway.requests import (
     PAGING,
@@ -82,7 +83,7 @@ async def start(gate: Gate, request: Request) -> Response:
     )
     created = await gate.sessions.start(tenant_of(request), asked)
     record = made(created)
-    status, headers = placed(created)
+    status, headers = placed(created, request)
     if not form:
         return answer(run_view(record), status, headers)
     return LogStream(
@@ -186,10 +187,10 @@ def made(created: Created) -> RunRecord:
     return created.record
 
 
-def placed(created: Created) -> tuple[int, dict[str, str]]:
+def placed(created: Created, request: Request) -> tuple[int, dict[str, str]]:
     """The status of an answer to start, and the headers that name its run."""
     run = made(created).key.run
-    headers = {"Location": f"/api/runs/{run}", "X-Run-Id": run}
+    headers = {"Location": outside(request, f"/api/runs/{run}"), "X-Run-Id": run}
     if created.status is Status.EXISTS:
         headers["Idempotent-Replayed"] = "true"
     return (202 if created.status is Status.STEERED else 201), headers

@@ -7,7 +7,7 @@ abandonment belong to the runtime, not to the agent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -228,6 +228,7 @@ class RunContext:
         decisions: list[dict[str, Any]] | None = None,
         inbox: Callable[[], Awaitable[Sequence[Unread]]] = _nothing,
         tools: Sequence[ClientTool] = (),
+        calls: Collection[str] = (),
     ) -> None:
         """Hold the values as they are.
 
@@ -249,11 +250,13 @@ class RunContext:
             retracts: Whether the run's first reader can take back text that it has shown.
             decisions: The last ones that the run waited for: `call`, `approve`, and `args`, `message` or `result`.
             tools: Of the client's own: a call of one ends the run, and is named in `Result.handed`.
+            calls: The calls that earlier attempts named; a new call needs a name that is not among them.
             inbox: Reads the steered inputs that no `Steered` has told of yet, in order.
         """
         self.decisions = decisions or []
         self.inbox = inbox
         self.tools = list(tools)
+        self.calls = frozenset(calls)
         self.retracts = retracts
         self.key = key
         self.session = session

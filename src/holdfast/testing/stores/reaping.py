@@ -139,6 +139,27 @@ class Reaping(StoreCase):
         assert (await holder.say("still here")).status is Status.OK
         assert [r.outcome for r in await rig.pass_time(2_000)] == ["requeued"]
 
+    async def test_a_clock_that_was_set_back_holds_nothing_up(self, rig: Rig) -> None:
+        """A lease that is due in an hour because a clock was corrected, or a replica took over, is due as before."""
+        holder = await rig.running(lease_ms=LEASE_MS, limits=TWO)
+        await rig.pass_time(5_000)
+        await rig.leap(-3_600_000)
+        assert await rig.reap() == []
+        assert await rig.pass_time(4_000) == []
+        assert (await holder.say("still here")).status is Status.OK
+        assert [r.outcome for r in await rig.pass_time(2_000)] == ["requeued"]
+
+    async def test_a_neighbours_fault_is_no_attempt(self, rig: Rig) -> None:
+        """One run blocks its worker and ends with it; those beside it have as many attempts left as before."""
+        guilty = await rig.running("s1", limits=TWO)
+        beside = await rig.running("s2", limits=replace(CALM, attempts_max=1))
+        done = {each.key: each for each in await rig.store.bury("w", guilty.key)}
+        assert done[beside.key].outcome == "requeued"
+        assert await rig.ended(guilty.key) == (State.FAILED, Reason.AGENT_ERROR)
+        again = await rig.begin(beside.key)
+        assert again.claim.attempt == 1
+        assert (await again.finish()).status is Status.OK
+
     async def test_deadlines_and_queue_timeouts_did_not_pass_either(self, rig: Rig) -> None:
         """[READ] a suspended laptop must not wake up to a queue full of failed runs."""
         short = replace(CALM, deadline_ms=20_000, queue_timeout_ms=10_000)
