@@ -93,7 +93,7 @@ def bounded(value: Any, bytes_max: int = VALUE_BYTES_MAX) -> Any:
         try:
             encoded = msgspec.json.encode(value)
         except (TypeError, UnicodeEncodeError, NotImplementedError):
-            plain, encoded = False, _encoder.encode(_whole(value))
+            plain, encoded = False, _encoder.encode(mended(value))
     except Exception as error:  # noqa: BLE001 - whatever a tool's own __str__ raises must not end its run
         return {
             "truncated": True,
@@ -107,11 +107,12 @@ def bounded(value: Any, bytes_max: int = VALUE_BYTES_MAX) -> Any:
     return {"truncated": True, "bytes": len(encoded), "head": head}
 
 
-def _whole(value: Any) -> Any:
+def mended(value: Any) -> Any:
+    """A copy of `value` in which every text is `encodable`, however deep."""
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, dict):
-        return {_whole(key): _whole(item) for key, item in value.items()}
+        return {mended(key): mended(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_whole(item) for item in value]
+        return [mended(item) for item in value]
     return value
