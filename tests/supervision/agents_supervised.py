@@ -6,6 +6,7 @@ Each tool writes what happens to it into `journal.jsonl` before it does it.
 import asyncio
 import ctypes
 import json
+import multiprocessing
 import os
 import re
 import sqlite3
@@ -135,6 +136,16 @@ def litter() -> str:
     """Leave a process behind that has every descriptor it can get."""
     note("litter", "began")
     os.system("sleep 20 >/dev/null 2>&1 & echo $! >> litter.pids")  # noqa: S605
+    return "left"
+
+
+@crew.tool_plain
+def fork() -> str:
+    """Leave a process behind that is a copy of this one, as multiprocessing starts them on Linux."""
+    note("fork", "began")
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    child.start()
+    Path("litter.pids").write_text(f"{child.pid}\n")
     return "left"
 
 

@@ -24,7 +24,7 @@ import msgspec
 import uvloop
 
 from holdfast.agents.synthetic import SyntheticAgent
-from holdfast.aio import Owner, settle, wait_event
+from holdfast.aio import Owner, not_for_forks, settle, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, observe, own_logging, worker_facts
@@ -236,6 +236,7 @@ def main() -> None:
     inherited = [int(argument) for argument in sys.argv[1:]]
     for fd in inherited:  # what a tool starts must hold neither our pipes nor the owner's lock
         os.set_inheritable(fd, False)
+        not_for_forks(fd)
     orders, reports, board = inherited[:3]
     os.set_blocking(reports, False)
     watch = threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True)
