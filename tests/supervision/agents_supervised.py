@@ -4,6 +4,7 @@ Each tool writes what happens to it into `journal.jsonl` before it does it.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -137,6 +138,37 @@ def litter() -> str:
     note("litter", "began")
     os.system("sleep 20 >/dev/null 2>&1 & echo $! >> litter.pids")  # noqa: S605
     return "left"
+
+
+async def scatter(ctx):
+    """Start a task in a way that does not pass a cancellation on; `forget` leaves it, `deaf` cancels it in vain."""
+
+    async def tick() -> None:
+        while True:
+            note("scatter", "tick")
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                if ctx.input != "deaf":
+                    raise
+
+    task = asyncio.create_task(tick())
+    yield "started"
+    if ctx.input == "forget":
+        await asyncio.sleep(60)
+    await (asyncio.shield(task) if ctx.input == "shield" else asyncio.wait([task]))
+
+
+@crew.tool_plain
+def leak() -> str:
+    """Open files and forget them, until there are no more to be had."""
+    note("leak", "began")
+    opened = 0
+    with contextlib.suppress(OSError):
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+            opened += 1
+    return f"leaked {opened > 0}"
 
 
 @crew.tool_plain

@@ -10,7 +10,9 @@ A spare has imported everything and loaded the agents; it opens the store and cl
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import resource
 import select
 import signal
 import sys
@@ -46,6 +48,8 @@ _ORPHANED: Final = 70
 _BROKEN: Final = 71
 _LEFT_S: Final = 0.5
 _POLL_MS: Final = 60_000
+_DESCRIPTORS_LEFT: Final = 32  # fewer, and models cannot be reached any more
+_DESCRIPTORS_LOOKED_AT: Final = 65_536  # what the kernel allows beyond that is not looked at
 
 
 class Child:
@@ -100,7 +104,7 @@ class Child:
         telemetry = observe(self._settings, self._log)
         clock = SystemClock()
         served.pool.watch = self._board.enter_thread
-        facts, tired = worker_facts(served.facts, self._log), served.pool.tired
+        facts = worker_facts(served.facts, self._log)
         worker = Worker(
             store,
             [*served.agents, SyntheticAgent()],
@@ -110,7 +114,7 @@ class Child:
             self._name,
             facts,
             self._board,
-            tired,
+            lambda: served.pool.tired() or _starved(),
             served.infos,
         )
         self._worker = worker
@@ -199,6 +203,16 @@ class Child:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         self._log.write("task_failed", worker=self._name, task=name, error=repr(error))
+
+
+def _starved() -> str:
+    """That this process has no descriptors left to open a connection with, or ""; they may have leaked in a tool."""
+    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _DESCRIPTORS_LOOKED_AT)
+    try:
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, max(0, limit - _DESCRIPTORS_LEFT)))
+    except OSError:
+        return f"all but a few of the {limit} descriptors that it may have are open"
+    return ""
 
 
 def _watch(orders: int) -> None:
