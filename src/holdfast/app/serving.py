@@ -31,7 +31,7 @@ from holdfast.stores.opening import shown
 from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 
 _POLL_S: Final = 3600.0
-_WATCH_S: Final = 5.0
+_WATCH_S: Final = 1.0
 _START_S: Final = 180.0  # more than the limits of all phases
 _AGAIN_S: Final = 5.0  # between two tries of a start that failed
 REHEARSAL_MODEL: Final = "rehearsal"
@@ -76,7 +76,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
         _announce(runtime, announce, rehearsal=rehearsal)
         broken = await _until_signal(signals, runtime)
         if broken:
-            log.write("broken", what=broken, remedy="restart the server; what it stored is there")
+            log.write("broken", what=broken, remedy="restart the server")
         log.write("shutdown", drain_s=runtime.drain_s, again="a second signal stops all runs now")
         owner = Owner(lambda name, error: log.write("task_failed", task=name, error=repr(error)))
         closing = owner.spawn(runtime.close(), "close")
