@@ -14,6 +14,7 @@ import uvloop
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
 from holdfast.app.build import version
+from holdfast.app.descriptors import raise_limit
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
@@ -55,6 +56,7 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
     """
     share_fairly()
     ensure_descriptors()
+    raise_limit(settings.connections)
     guard_prints()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
