@@ -10,19 +10,30 @@ import httpx2
 from holdfast.ports.probe import Probe, current_probe
 
 REHEARSAL_HEADER: Final = "X-Holdfast-Rehearsal"
+ERROR_BYTES_MAX: Final = 256 * 1024  # of the page that comes with an error's status; the rest is not read
+LINE_BYTES_MAX: Final = 32 * 1024 * 1024  # of an answer without a line end: it is kept until that comes
+_FAILED: Final = 400  # and above, of a status
 
 
 class _ToldStream(httpx2.AsyncByteStream):
-    """A response body that tells the probe of each chunk, comments and keepalives included."""
+    """A response body that tells the probe of each chunk, comments and keepalives included; and ends."""
 
-    def __init__(self, inner: httpx2.AsyncByteStream, probe: Probe) -> None:
+    def __init__(self, inner: httpx2.AsyncByteStream, probe: Probe, *, failed: bool) -> None:
         self._inner = inner
         self._probe = probe
+        self._failed = failed
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        kept = 0
         async for chunk in self._inner:
             self._probe.upstream_byte()
             yield chunk
+            line_end = -1 if self._failed else chunk.rfind(b"\n")
+            kept = kept + len(chunk) if line_end < 0 else len(chunk) - line_end - 1
+            if self._failed and kept >= ERROR_BYTES_MAX:
+                return
+            if kept >= LINE_BYTES_MAX:
+                raise httpx2.RemoteProtocolError(f"{kept} bytes of the answer came without the end of a line")
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -44,7 +55,7 @@ class ProbedTransport(httpx2.AsyncBaseTransport):
         if REHEARSAL_HEADER in response.headers:
             probe.rehearsal = True
         if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _ToldStream(response.stream, probe)
+            response.stream = _ToldStream(response.stream, probe, failed=response.status_code >= _FAILED)
         return response
 
     async def aclose(self) -> None:
