@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -157,6 +158,13 @@ async def scatter(ctx):
     if ctx.input == "forget":
         await asyncio.sleep(60)
     await (asyncio.shield(task) if ctx.input == "shield" else asyncio.wait([task]))
+
+
+@crew.tool_plain
+def linger() -> str:
+    """Start a thread that the interpreter waits for before it ends."""
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    return "started"
 
 
 @crew.tool_plain

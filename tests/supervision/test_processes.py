@@ -221,6 +221,18 @@ def test_what_a_tool_leaves_behind_holds_neither_the_lock_nor_a_pipe(serve: Serv
         kill(pid)
 
 
+@pytest.mark.parametrize("where", [[CREW], [CREW, "--in-process"]], ids=["worker", "in one process"])
+def test_a_thread_or_a_process_that_a_tool_left_keeps_no_server_from_ending(serve: Serve, where: list[str]):
+    """The interpreter waits for both without a limit; a service manager then kills what had been drained."""
+    system = serve(*where)
+    assert system.end(system.run("!tool linger {}\n!tool fork {}\n!say done"))["output"] == "done"
+    try:
+        system.server.signal(signal.SIGTERM)
+        assert system.server.wait(15) == 0
+    finally:
+        kill(int((system.directory / "litter.pids").read_text().split()[-1]))
+
+
 def test_a_process_that_a_tool_starts_obeys_its_signals(serve: Serve):
     """What the worker ignores is not for its children to ignore: an MCP server is ended by terminate()."""
     system = serve()

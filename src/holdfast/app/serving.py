@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
@@ -34,6 +36,7 @@ from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 _POLL_S: Final = 3600.0
 _WATCH_S: Final = 1.0
 _START_S: Final = 180.0  # more than the limits of all phases
+_LEAVE_S: Final = 2.0  # for the interpreter's own end, with tools in it
 _AGAIN_S: Final = 5.0  # between two tries of a start that failed
 REHEARSAL_MODEL: Final = "rehearsal"
 DEMO_AGENT: Final = "holdfast.agents.demo:agent"
@@ -59,7 +62,16 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
     raise_limit(settings.connections)
     guard_prints()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
+        code = runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
+    if settings.in_process:
+        threading.Thread(target=_leave, args=(code,), name="holdfast-leave", daemon=True).start()
+    return code
+
+
+def _leave(code: int) -> None:
+    """End this process, should a thread or a process that its tools have left keep the interpreter from ending."""
+    time.sleep(_LEAVE_S)
+    os._exit(code)
 
 
 async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[str], None], *, rehearsal: bool) -> int:
