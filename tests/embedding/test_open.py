@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from websockets.asyncio.client import connect
 
 import holdfast
-from holdfast.app import StartError
+from holdfast.app.errors import StartError
 from holdfast.client import ApiError
 from holdfast.config.settings import SettingsError
 from holdfast.gateway.server import Server

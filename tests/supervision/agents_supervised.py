@@ -4,12 +4,15 @@ Each tool writes what happens to it into `journal.jsonl` before it does it.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import re
 import sqlite3
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -135,6 +138,54 @@ def litter() -> str:
     """Leave a process behind that has every descriptor it can get."""
     note("litter", "began")
     os.system("sleep 20 >/dev/null 2>&1 & echo $! >> litter.pids")  # noqa: S605
+    return "left"
+
+
+async def scatter(ctx):
+    """Start a task in a way that does not pass a cancellation on; `forget` leaves it, `deaf` cancels it in vain."""
+
+    async def tick() -> None:
+        while True:
+            note("scatter", "tick")
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                if ctx.input != "deaf":
+                    raise
+
+    task = asyncio.create_task(tick())
+    yield "started"
+    if ctx.input == "forget":
+        await asyncio.sleep(60)
+    await (asyncio.shield(task) if ctx.input == "shield" else asyncio.wait([task]))
+
+
+@crew.tool_plain
+def linger() -> str:
+    """Start a thread that the interpreter waits for before it ends."""
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    return "started"
+
+
+@crew.tool_plain
+def leak() -> str:
+    """Open files and forget them, until there are no more to be had."""
+    note("leak", "began")
+    opened = 0
+    with contextlib.suppress(OSError):
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+            opened += 1
+    return f"leaked {opened > 0}"
+
+
+@crew.tool_plain
+def fork() -> str:
+    """Leave a process behind that is a copy of this one, as multiprocessing starts them on Linux."""
+    note("fork", "began")
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+    child.start()
+    Path("litter.pids").write_text(f"{child.pid}\n")
     return "left"
 
 

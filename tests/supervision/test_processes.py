@@ -17,6 +17,7 @@ import pytest
 from tests.environment import clean
 from tests.supervision.conftest import Serve
 from tests.supervision.support import (
+    CREW,
     Follower,
     Pulse,
     attempts,
@@ -198,15 +199,19 @@ def test_a_second_server_says_who_holds_the_file_while_a_worker_is_replaced(serv
     system.prompt_works("s")
 
 
-def test_what_a_tool_leaves_behind_holds_neither_the_lock_nor_a_pipe(serve: Serve):
-    """`os.system("server &")` in a tool: its child must not keep the database from the next server."""
-    system = serve()
-    settled(system)
-    assert system.end(system.run("!tool litter {}\n!say done"))["output"] == "done"
+@pytest.mark.parametrize("tool", ["litter", "fork"])
+@pytest.mark.parametrize("where", [[CREW], [CREW, "--in-process"]], ids=["worker", "in one process"])
+def test_what_a_tool_leaves_behind_holds_neither_the_lock_nor_a_pipe(serve: Serve, tool: str, where: list[str]):
+    """`os.system("server &")` and multiprocessing: a child must keep neither database nor port from the next server."""
+    system = serve(*where)
+    if where == [CREW]:
+        settled(system)
+    assert system.end(system.run(f"!tool {tool} {{}}\n!say done"))["output"] == "done"
     pid = int((system.directory / "litter.pids").read_text().split()[-1])
     try:
         mine = {Path(f"/proc/{pid}/fd/{fd}").resolve().name for fd in os.listdir(f"/proc/{pid}/fd")}
-        assert not {name for name in mine if name.endswith(".lock") or "holdfast-blame" in name}, mine
+        assert "holdfast.db.lock" not in mine, mine
+        assert tool == "fork" or not [name for name in mine if "holdfast-blame" in name], mine  # memory, copied with it
         server = system.server
         server.signal(signal.SIGKILL)
         server.wait(5)
@@ -214,6 +219,18 @@ def test_what_a_tool_leaves_behind_holds_neither_the_lock_nor_a_pipe(serve: Serv
         system.prompt_works("s")
     finally:
         kill(pid)
+
+
+@pytest.mark.parametrize("where", [[CREW], [CREW, "--in-process"]], ids=["worker", "in one process"])
+def test_a_thread_or_a_process_that_a_tool_left_keeps_no_server_from_ending(serve: Serve, where: list[str]):
+    """The interpreter waits for both without a limit; a service manager then kills what had been drained."""
+    system = serve(*where)
+    assert system.end(system.run("!tool linger {}\n!tool fork {}\n!say done"))["output"] == "done"
+    try:
+        system.server.signal(signal.SIGTERM)
+        assert system.server.wait(15) == 0
+    finally:
+        kill(int((system.directory / "litter.pids").read_text().split()[-1]))
 
 
 def test_a_process_that_a_tool_starts_obeys_its_signals(serve: Serve):

@@ -85,3 +85,14 @@ def test_in_one_process_nothing_can_be_replaced_so_it_is_not_ready_and_says_why(
     assert "no new runs until some of them return" in body["parts"]["worker"]["why"], body
     assert system.end(system.run("!say again", session="lost"))["state"] == "completed"
     assert system.http.ask("GET", "/readyz")[0] == 200
+
+
+def test_a_worker_without_a_free_descriptor_is_replaced(serve: Serve):
+    """It keeps time and takes runs, and none of them could reach a model: the next one would wait and fail in it."""
+    system = serve("agents_supervised:crew", HOLDFAST_DRAIN_S="1")
+    before, _ = settled(system)
+    leaky = Follower(system, system.run("!tool leak {}\n!say done", session="leaky"))
+    until(lambda: worker_pid(system) != before, "another worker works")
+    assert leaky.end()[-1]["type"] in ("run.completed", "run.failed")  # which it is depends on who was connected
+    until(lambda: not psutil.pid_exists(before), "the worker without descriptors has ended")
+    system.prompt_works("leaky")

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pydantic
+import pydantic_core
 from pydantic_ai.messages import (
     ModelMessage,
     ModelMessagesTypeAdapter,
@@ -24,6 +25,8 @@ from pydantic_ai.messages import (
     UserContent,
     UserPromptPart,
 )
+
+from holdfast.domain.events import mended
 
 VERSION = 1
 
@@ -100,7 +103,7 @@ class Writer:
 
     def messages(self, step: int, messages: list[ModelMessage]) -> bytes:
         """A checkpoint after a whole response, or the whole run."""
-        self._form = _Form(VERSION, step, msgspec.Raw(ModelMessagesTypeAdapter.dump_json(messages)), {}, {}, [])
+        self._form = _Form(VERSION, step, msgspec.Raw(_dumped(messages)), {}, {}, [])
         return self._encoder.encode(self._form)
 
     def recovered(self, step: int, messages: list[ModelMessage]) -> bytes:
@@ -132,7 +135,7 @@ class Writer:
 
     def finished(self, call: str, part: ToolReturnPart, content: str | list[UserContent] | None) -> bytes:
         """The same checkpoint with one more result."""
-        done = ModelMessagesTypeAdapter.dump_json([Finished(part, content).request()])
+        done = _dumped([Finished(part, content).request()])
         self._form.finished[call] = msgspec.Raw(done)
         return self._encoder.encode(self._form)
 
@@ -152,6 +155,17 @@ def read(data: bytes) -> Progress:
     except (msgspec.MsgspecError, pydantic.ValidationError) as error:
         raise BadCheckpoint(f"unreadable checkpoint of {len(data)} bytes: {error}"[:500]) from error
     return Progress(form.step, messages, finished, form.asked, form.steered)
+
+
+def _dumped(messages: list[ModelMessage]) -> bytes:
+    try:
+        return ModelMessagesTypeAdapter.dump_json(messages)
+    except pydantic_core.PydanticSerializationError:  # half a character of a model: it could not be sent back either
+        for message in messages:
+            for part in message.parts:
+                for name, value in vars(part).items():
+                    setattr(part, name, mended(value))
+        return ModelMessagesTypeAdapter.dump_json(messages)
 
 
 def _finished(raw: bytes) -> Finished:

@@ -16,6 +16,8 @@ from typing import Any, Final
 import pydantic_core
 from pydantic_ai.messages import ToolCallPart, ToolReturn, ToolReturnPart, is_multi_modal_content
 
+from holdfast.domain.events import encodable
+
 FILE_BYTES_MAX: Final = 8 * 1024 * 1024  # a result with images or other files: half of one is worth nothing
 FILES_MAX: Final = 100
 MESSAGE_MAX: Final = 4000
@@ -45,8 +47,8 @@ def sendable(result: Any, bytes_max: int) -> Any:
 def cut(text: str, characters: int = MESSAGE_MAX) -> str:
     """`text`, or its beginning with a word on how much there was."""
     if len(text) <= characters:
-        return text
-    return f"{text[:characters]} [truncated: {len(text)} characters]"
+        return encodable(text)
+    return f"{encodable(text[:characters])} [truncated: {len(text)} characters]"
 
 
 def words(error: BaseException) -> str:
@@ -69,7 +71,7 @@ def _bounded(value: Any, bytes_max: int) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str) and len(value) * 4 <= bytes_max:
-        return value
+        return encodable(value)
     encoded = value.encode(errors="replace") if isinstance(value, str) else _encoded(value)
     if len(encoded) <= bytes_max or (len(encoded) <= FILE_BYTES_MAX and _has_files(value)):
         return value

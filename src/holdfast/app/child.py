@@ -10,7 +10,9 @@ A spare has imported everything and loaded the agents; it opens the store and cl
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import resource
 import select
 import signal
 import sys
@@ -24,7 +26,7 @@ import msgspec
 import uvloop
 
 from holdfast.agents.synthetic import SyntheticAgent
-from holdfast.aio import Owner, settle, wait_event
+from holdfast.aio import Owner, not_for_forks, settle, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, observe, own_logging, worker_facts
@@ -46,6 +48,8 @@ _ORPHANED: Final = 70
 _BROKEN: Final = 71
 _LEFT_S: Final = 0.5
 _POLL_MS: Final = 60_000
+_DESCRIPTORS_LEFT: Final = 32  # fewer, and models cannot be reached any more
+_DESCRIPTORS_LOOKED_AT: Final = 65_536  # what the kernel allows beyond that is not looked at
 
 
 class Child:
@@ -100,7 +104,7 @@ class Child:
         telemetry = observe(self._settings, self._log)
         clock = SystemClock()
         served.pool.watch = self._board.enter_thread
-        facts, tired = worker_facts(served.facts, self._log), served.pool.tired
+        facts = worker_facts(served.facts, self._log)
         worker = Worker(
             store,
             [*served.agents, SyntheticAgent()],
@@ -110,7 +114,7 @@ class Child:
             self._name,
             facts,
             self._board,
-            tired,
+            lambda: served.pool.tired() or _starved(),
             served.infos,
         )
         self._worker = worker
@@ -201,6 +205,16 @@ class Child:
         self._log.write("task_failed", worker=self._name, task=name, error=repr(error))
 
 
+def _starved() -> str:
+    """That this process has no descriptors left to open a connection with, or ""; they may have leaked in a tool."""
+    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _DESCRIPTORS_LOOKED_AT)
+    try:
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, max(0, limit - _DESCRIPTORS_LEFT)))
+    except OSError:
+        return f"all but a few of the {limit} descriptors that it may have are open"
+    return ""
+
+
 def _watch(orders: int) -> None:
     """End the process soon after its orders pipe has ended, whatever its loop is doing."""
     poller = select.poll()
@@ -236,6 +250,7 @@ def main() -> None:
     inherited = [int(argument) for argument in sys.argv[1:]]
     for fd in inherited:  # what a tool starts must hold neither our pipes nor the owner's lock
         os.set_inheritable(fd, False)
+        not_for_forks(fd)
     orders, reports, board = inherited[:3]
     os.set_blocking(reports, False)
     watch = threading.Thread(target=_watch, args=(os.dup(orders),), name="holdfast-orphan", daemon=True)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from holdfast.aio import Owner
 from holdfast.app.asking import AskElsewhere, answer_questions
 from holdfast.app.build import version
+from holdfast.app.descriptors import that_fit
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe
@@ -233,7 +234,8 @@ class Runtime:
             self.sessions.missing = self.startup.summary()
             _ = self._owner.spawn(self._until_model(), "wait for the model")
         if self._listens:
-            self.server = Server(self.app, settings.host, settings.port, connections=settings.connections, log=self.log)
+            connections = that_fit(settings.connections, self.log)
+            self.server = Server(self.app, settings.host, settings.port, connections=connections, log=self.log)
             await self.server.start()
         self._stack.push_async_callback(self._close_gateway)
         if settings.synthetic_run_s:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
@@ -14,6 +16,7 @@ import uvloop
 from holdfast import __version__
 from holdfast.aio import Owner, wait_event
 from holdfast.app.build import version
+from holdfast.app.descriptors import raise_limit
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import share_fairly
@@ -31,8 +34,9 @@ from holdfast.stores.opening import shown
 from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 
 _POLL_S: Final = 3600.0
-_WATCH_S: Final = 5.0
+_WATCH_S: Final = 1.0
 _START_S: Final = 180.0  # more than the limits of all phases
+_LEAVE_S: Final = 2.0  # for the interpreter's own end, with tools in it
 _AGAIN_S: Final = 5.0  # between two tries of a start that failed
 REHEARSAL_MODEL: Final = "rehearsal"
 DEMO_AGENT: Final = "holdfast.agents.demo:agent"
@@ -55,9 +59,19 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
     """
     share_fairly()
     ensure_descriptors()
+    raise_limit(settings.connections)
     guard_prints()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
+        code = runner.run(_serve(settings, specs, announce, rehearsal=rehearsal))
+    if settings.in_process:
+        threading.Thread(target=_leave, args=(code,), name="holdfast-leave", daemon=True).start()
+    return code
+
+
+def _leave(code: int) -> None:
+    """End this process, should a thread or a process that its tools have left keep the interpreter from ending."""
+    time.sleep(_LEAVE_S)
+    os._exit(code)
 
 
 async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[str], None], *, rehearsal: bool) -> int:
@@ -76,7 +90,7 @@ async def _serve(settings: Settings, specs: Sequence[str], announce: Callable[[s
         _announce(runtime, announce, rehearsal=rehearsal)
         broken = await _until_signal(signals, runtime)
         if broken:
-            log.write("broken", what=broken, remedy="restart the server; what it stored is there")
+            log.write("broken", what=broken, remedy="restart the server")
         log.write("shutdown", drain_s=runtime.drain_s, again="a second signal stops all runs now")
         owner = Owner(lambda name, error: log.write("task_failed", task=name, error=repr(error)))
         closing = owner.spawn(runtime.close(), "close")

@@ -121,7 +121,7 @@ class Startup:
             left_s = limit_s - (time.monotonic() - began)
             why, degraded = await self._try(work, phase, left_s)
             again_s = limit_s - (time.monotonic() - began)
-            if not why or tried >= tries or again_s <= PAUSE_S:
+            if not why or self.taken or tried >= tries or again_s <= PAUSE_S:
                 break
             await asyncio.sleep(PAUSE_S)
         outcome = Outcome.FAILED if why else Outcome.DEGRADED if degraded else Outcome.OK

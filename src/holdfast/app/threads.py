@@ -65,7 +65,7 @@ class WorkerThread:
         """Why no run would be worked on now, or ""."""
         if not self._thread.is_alive():
             return "the worker's thread has ended; restart the server, its log says why"
-        tired = self._served.pool.tired() if self._served is not None else ""
+        tired = self._worker.tired() if self._worker is not None else ""
         return f"{tired}; no new runs until some of them return" if tired else ""
 
     @property

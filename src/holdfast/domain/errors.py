@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from holdfast.domain.events import encodable
 from holdfast.domain.runs import Reason
 from holdfast.domain.secrets import mask
 
@@ -155,8 +156,8 @@ def run_error(code: str, message: str, cause: str | None, remedy: str, *, retrya
     """The `error` object of run.failed and of the run record: secrets masked, the message cut at 2,000 characters."""
     return {
         "code": code,
-        "message": mask(message)[:2000],
-        "cause": cause if cause is None else mask(cause),
+        "message": encodable(mask(message)[:2000]),
+        "cause": cause if cause is None else encodable(mask(cause)),
         "retryable": retryable,
         "remedy": remedy,
     }

@@ -7,6 +7,7 @@ the log, and every reader of every protocol gets those bytes: same bytes, whenev
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
@@ -50,6 +51,8 @@ TERMINAL: Final = frozenset({EventType.RUN_COMPLETED, EventType.RUN_FAILED, Even
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 _decoder = msgspec.json.Decoder(dict[str, Any])
+_any_decoder = msgspec.json.Decoder()
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def timestamp(wall_ms: int) -> str:
@@ -73,22 +76,43 @@ def encode_json(value: object) -> bytes:
     return _encoder.encode(value)
 
 
+def encodable(text: str) -> str:
+    """`text` itself where it has bytes; half of a surrogate pair, which has none, becomes U+FFFD."""
+    return text if text.isascii() or _HALF.search(text) is None else _HALF.sub("\ufffd", text)
+
+
 def bounded(value: Any, bytes_max: int = VALUE_BYTES_MAX) -> Any:
     """`value` itself while its JSON stays within `bytes_max`, else a marked beginning of it.
 
     Returns:
-        The value, or `{"truncated": true, "bytes": n, "head": <its first part as text>}`.
+        The value (where JSON has no form for all of it: what its JSON says), or
+        `{"truncated": true, "bytes": n, "head": <its first part as text>}`.
     """
+    plain = True
     try:
-        encoded = _encoder.encode(value)
+        try:
+            encoded = msgspec.json.encode(value)
+        except (TypeError, UnicodeEncodeError, NotImplementedError):
+            plain, encoded = False, _encoder.encode(mended(value))
     except Exception as error:  # noqa: BLE001 - whatever a tool's own __str__ raises must not end its run
         return {
             "truncated": True,
             "bytes": 0,
-            "head": f"not JSON: {type(value).__name__}: {error}"[:500],
+            "head": encodable(f"not JSON: {type(value).__name__}: {error}"[:500]),
         }
     if len(encoded) <= bytes_max:
-        return value
+        return value if plain else _any_decoder.decode(encoded)
     text = value if isinstance(value, str) else encoded.decode(errors="replace")
-    head = text.encode()[: bytes_max // 2].decode(errors="ignore")
+    head = encodable(text[:bytes_max]).encode()[: bytes_max // 2].decode(errors="ignore")
     return {"truncated": True, "bytes": len(encoded), "head": head}
+
+
+def mended(value: Any) -> Any:
+    """A copy of `value` in which every text is `encodable`, however deep."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {mended(key): mended(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [mended(item) for item in value]
+    return value

@@ -48,11 +48,13 @@ def reaper_receipt(
     open_calls: list[OpenCall],
     *,
     killed: bool = False,
+    cut_off: bool = False,
     unbegun: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """The honest receipt of an end from outside: upstream unknown, unfinished tools abandoned.
 
-    With `killed` the process that ran them is known to be dead: they are killed, and nothing is abandoned. Those in
+    With `killed` the process that ran them is known to be dead: they are killed, and nothing is abandoned. With
+    `cut_off` somebody worked on the run until now and did not answer, and may do so still. Those in
     `unbegun` waited for a decision: they never ran, and are cancelled.
     """
     left: Ended = "killed" if killed else "abandoned"
@@ -62,6 +64,6 @@ def reaper_receipt(
         ended_ms=ended_ms,
         upstream_closed_ms=None,
         tools=tools,
-        abandoned=any(tool.ended == "abandoned" for tool in tools),
+        abandoned=cut_off or any(tool.ended == "abandoned" for tool in tools),
         by="reaper",
     )

@@ -40,6 +40,7 @@ from holdfast.engine.outcomes import (
     terminal,
     tool_ends,
 )
+from holdfast.engine.strays import end_strays
 from holdfast.engine.telling import as_ended, scope_of, tell_end, tell_ends
 from holdfast.engine.translate import Translator
 from holdfast.engine.watching import RunWatch
@@ -76,7 +77,7 @@ class Executor:
         """Take the claim; nothing happens before `run`."""
         self.claim = claim
         self.probe = Probe()
-        self.abandoned: asyncio.Task[Any] | None = None
+        self.abandoned: set[asyncio.Task[Any]] = set()  # tasks that were cancelled and did not leave in time
         self._agent = agent
         self._around = around
         self._told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
@@ -97,7 +98,7 @@ class Executor:
 
     def lingers(self) -> bool:
         """Whether a task or a thread that worked for the run is still there."""
-        return (self.abandoned is not None and not self.abandoned.done()) or bool(self.probe.threads_running())
+        return any(not task.done() for task in self.abandoned) or bool(self.probe.threads_running())
 
     async def run(self) -> None:
         """The whole life of this claim. Raises nothing but what cancels it."""
@@ -241,26 +242,26 @@ class Executor:
             by=told.by,
             requested_ms=told.requested_ms,
             result=result,
-            abandoned=late,
+            abandoned=bool(self.abandoned),
             open_before=open_before,
         )
 
     async def _cut_short(self, work: asyncio.Task[Result | None], ended: RunEnded) -> Outcome:
         """A limit of ours was reached in the middle of what the agent said; it may take its time to leave."""
         outcome = replace(failure(ended, self._now_ms()), open_before=tuple(self._open_calls()))
-        return replace(outcome, abandoned=await self._interrupt(work))
+        await self._interrupt(work)
+        return replace(outcome, abandoned=bool(self.abandoned))
 
     async def _time_up(self, work: asyncio.Task[Result | None]) -> Outcome:
         now_ms = self._now_ms()
         open_before = tuple(self._open_calls())
-        late = await self._interrupt(work)
-        since_ready = (now_ms - self.claim.ready_at) / 1000
+        await self._interrupt(work)
         return Outcome(
             State.FAILED,
             Reason.DEADLINE,
             requested_ms=now_ms,
-            error=deadline_error(since_ready),
-            abandoned=late,
+            error=deadline_error((now_ms - self.claim.ready_at) / 1000),
+            abandoned=bool(self.abandoned),
             open_before=open_before,
         )
 
@@ -268,11 +269,14 @@ class Executor:
         """Cancel the agent and wait for it, at most the grace; whether it had to be abandoned."""
         self.watch.told = True
         work.cancel()
-        if not await settle([work], self._around.settings.stop_grace_s):
+        grace_s, began = self._around.settings.stop_grace_s, time.monotonic()
+        late = bool(await settle([work], grace_s))
+        self.abandoned = {work} if late else set()
+        if not self._agent.kind:  # an adapter of ours ends its own, and may have started what other runs share
+            self.abandoned |= await end_strays(work, self.watch.slot, began + grace_s - time.monotonic())
+        if not late:
             self._tell_late()
-            return False
-        self.abandoned = work
-        return True
+        return late
 
     def _tell_late(self) -> None:
         if self._translator is not None and self._ctx is not None:

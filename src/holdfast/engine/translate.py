@@ -12,6 +12,7 @@ from holdfast.domain.runs import Reason
 from holdfast.domain.secrets import mask, mask_value
 from holdfast.engine.appender import Appender
 from holdfast.engine.budgets import Budget
+from holdfast.engine.soundness import sound
 from holdfast.ports.agent import (
     AgentEvent,
     AttemptDiscarded,
@@ -72,6 +73,7 @@ class Translator:
                 Reason.AGENT_ERROR, "after_result", f"the agent yielded {type(event).__name__} after its result"
             )
         self.progress_at = time.monotonic()
+        event = sound(event)
         match event:
             case TextDelta() | ReasoningDelta():
                 self._delta(event)
@@ -106,7 +108,7 @@ class Translator:
 
     def late(self, events: list[AgentEvent]) -> None:
         """What had happened when the agent was ended, and was not yet told: the log must not know less than history."""
-        for event in events:
+        for event in map(sound, events):
             match event:
                 case TextDelta() | ReasoningDelta():
                     self._delta(event)

@@ -71,7 +71,7 @@ class Worker:
             served: The agents as gateways elsewhere serve them.
         """
         self._pool_facts = pool_facts
-        self.tired = tired
+        self._tired = tired
         self._served = [msgspec.to_builtins(info) for info in served]
         self.name = name
         self._store = store
@@ -148,6 +148,14 @@ class Worker:
             executor.tell(Told("stop", Reason.SHUTDOWN, by="shutdown", requested_ms=now_ms))
         await self._wait_for_executors(self._settings.stop_grace_s + 1.0)
 
+    def tired(self) -> str:
+        """Why this worker takes no new runs for now and should be replaced, or ""."""
+        why = self._tired()
+        if why or len(self._abandoned) < self._settings.quarantine:
+            return why
+        bound = self._settings.quarantine
+        return f"{len(self._abandoned)} tasks of ended runs ignore their cancellation (quarantine {bound})"
+
     async def inspect(self, key: RunKey) -> dict[str, Any] | None:
         """What a run waits on that is held here, or that has left something behind; on the loop of this worker."""
         held = self._executors.get(key)
@@ -221,10 +229,10 @@ class Worker:
         self._lingering = {k: each for k, each in self._lingering.items() if each.lingers()}
         if executor.lingers() and len(self._lingering) < _LINGERING_MAX:
             self._lingering[key] = executor
-        late = executor.abandoned
-        if late is not None and not late.done():
-            self._abandoned.add(late)
-            late.add_done_callback(self._abandoned.discard)
+        for late in executor.abandoned:
+            if not late.done():
+                self._abandoned.add(late)
+                late.add_done_callback(self._abandoned.discard)
         self._freed.set()
 
     # control

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from holdfast.aio import Owner, settle
+from holdfast.aio import Owner, closed_here, not_for_forks, settle
 from holdfast.domain.errors import HoldfastError
 from holdfast.gateway.app import GatewayApp
 from holdfast.gateway.probes import ProbeApp
@@ -75,6 +75,7 @@ class Server:
         self._owner = Owner(self._failed)
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._listener = -1
         self._handler = _ToLog(log)
         app.count_connections(lambda: len(self.connections))
 
@@ -111,6 +112,8 @@ class Server:
             timeout_graceful_shutdown=1,
             backlog=_BACKLOG,
         )
+        self._listener = sock.fileno()
+        not_for_forks(self._listener)
         self._server = _Unsignalled(config)
         self._serving = self._owner.spawn(self._server.serve([sock]), "http server")
         until = asyncio.get_running_loop().time() + limit_s
@@ -130,6 +133,7 @@ class Server:
         await settle([serving], grace_s + 2 * _TICK_S)
         for connection in list(server.server_state.connections):
             connection.transport.abort()
+        closed_here(self._listener)
         for listener in getattr(server, "servers", ()):
             listener.close()
         await self._app.close(1.0)

@@ -14,6 +14,8 @@ import httpx2
 from holdfast.ports.probe import Probe, current_probe
 
 PIECE_BYTES_MAX: Final = 16_777_216  # a whole answer that is not streamed, or one event of a stream
+ERROR_BYTES_MAX: Final = 262_144  # of the page that comes with an error's status; the rest is not read
+_FAILED: Final = 400  # and above, of a status
 _ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")  # of an event
 REHEARSAL_HEADER: Final = "X-Holdfast-Rehearsal"
 
@@ -25,17 +27,22 @@ class AnswerTooLarge(httpx2.RemoteProtocolError):
 class _ToldStream(httpx2.AsyncByteStream):
     """A response body that tells the probe of each chunk, comments and keepalives included; none of it without end."""
 
-    def __init__(self, inner: httpx2.AsyncByteStream, probe: Probe) -> None:
+    def __init__(self, inner: httpx2.AsyncByteStream, probe: Probe, *, failed: bool) -> None:
         self._inner = inner
         self._probe = probe
+        self._failed = failed
         self._since_end = 0
         self._tail = b""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = 0
         async for chunk in self._inner:
             self._probe.upstream_byte()
             self._bound(chunk)
             yield chunk
+            read += len(chunk)
+            if self._failed and read >= ERROR_BYTES_MAX:
+                return
 
     def _bound(self, chunk: bytes) -> None:
         """Raise once an event has become too long; its end may lie across two chunks."""
@@ -66,7 +73,7 @@ class ProbedTransport(httpx2.AsyncBaseTransport):
         if REHEARSAL_HEADER in response.headers:
             probe.rehearsal = True
         if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _ToldStream(response.stream, probe)
+            response.stream = _ToldStream(response.stream, probe, failed=response.status_code >= _FAILED)
         return response
 
     async def aclose(self) -> None:

@@ -81,7 +81,7 @@ def begins(events: Sequence[bytes]) -> bool:
 
 
 def end_from_outside(
-    fold: Digest, state: State, reason: Reason, by: str, *, asked_at: int, wall: int, killed: bool
+    fold: Digest, state: State, reason: Reason, by: str, *, asked_at: int, wall: int, killed: bool, cut_off: bool
 ) -> tuple[EventType, dict[str, Any], Ending]:
     """The terminal event of a run that no worker writes any more, and the ending that goes with it.
 
@@ -93,8 +93,9 @@ def end_from_outside(
         asked_at: Since when it was to end.
         wall: When it does.
         killed: Whether the process that worked on it is known to be dead.
+        cut_off: Whether it may still work on it: it held the run and did not answer.
     """
-    receipt = reaper_receipt(asked_at, wall, fold.open_calls(), killed=killed, unbegun=fold.asked)
+    receipt = reaper_receipt(asked_at, wall, fold.open_calls(), killed=killed, cut_off=cut_off, unbegun=fold.asked)
     usage, partial = fold.usage(), fold.partial()
     fields: dict[str, Any] = {"reason": reason}
     error = None

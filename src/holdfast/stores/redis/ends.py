@@ -40,6 +40,7 @@ class Wanted(msgspec.Struct, frozen=True):
     reason: Reason
     by: str
     killed: bool
+    cut_off: bool
     wall: int
     stop_at: int | None
     spec: RunSpec
@@ -108,8 +109,8 @@ class Ends:
 
 
 def _wanted(reply: list[Any]) -> Wanted:
-    (uid, tenant, run, session, epoch, head, inbox_n, state, reason, by, killed, wall, stop_at, *large) = reply
-    spec, checkpoint, checkpoint_seq, inputs, events = large
+    (uid, tenant, run, session, epoch, head, inbox_n, state, reason, by, killed, cut_off, *large) = reply
+    wall, stop_at, spec, checkpoint, checkpoint_seq, inputs, events = large
     return Wanted(
         uid=uid.decode(),
         tenant=tenant.decode(),
@@ -122,6 +123,7 @@ def _wanted(reply: list[Any]) -> Wanted:
         reason=Reason(reason.decode()),
         by=by.decode(),
         killed=bool(killed),
+        cut_off=bool(cut_off),
         wall=wall,
         stop_at=stop_at,
         spec=spec_of(spec),
@@ -144,6 +146,7 @@ def _composition(wanted: Wanted, fold: _Folded, more: Sequence[bytes] | None) ->
             asked_at=wanted.stop_at or wanted.wall,
             wall=wanted.wall,
             killed=wanted.killed,
+            cut_off=wanted.cut_off,
         )
         event = encode_event(wanted.head + 1, wanted.run, kind, wanted.wall, fields)
         result = msgspec.json.encode(result_of(ending))

@@ -29,6 +29,7 @@ def end_from_outside(
     *,
     killed: bool = False,
     left: bool = False,
+    cut_off: bool = False,
 ) -> list[Ended]:
     """End a run that no worker writes any more: the store composes the terminal event from the log.
 
@@ -41,13 +42,14 @@ def end_from_outside(
         fold: The log's digest, if the caller has it already.
         killed: Whether the process that worked on it is known to be dead.
         left: Whether its worker gave it back by itself.
+        cut_off: Whether its worker may still work on it.
 
     Returns:
         The ends that the caller has to tell.
     """
     fold = log.digest(tx, row["n"]) if fold is None else fold
     kind, fields, ending = composing.end_from_outside(
-        fold, state, reason, by, asked_at=row["stop_at"] or tx.wall, wall=tx.wall, killed=killed
+        fold, state, reason, by, asked_at=row["stop_at"] or tx.wall, wall=tx.wall, killed=killed, cut_off=cut_off
     )
     log.write_event(tx, row, kind, fields, row["epoch"] + 1)
     entry = derived_entry(tx, row, state, fold)

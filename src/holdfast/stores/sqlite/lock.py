@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from holdfast.aio import closed_here, not_for_forks
 from holdfast.stores.errors import StoreError, StoreTaken
 
 _PATIENCE_S: Final = 3.0
@@ -30,11 +31,13 @@ class OwnerLock:
         except OSError as error:
             raise StoreError(f"cannot open {self._path}: {error}; check the directory's permissions") from error
         self._take(database)
+        not_for_forks(self.fd)
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go."""
+        closed_here(self.fd)
         os.close(self.fd)
 
     def _take(self, database: str) -> None:
@@ -49,10 +52,17 @@ class OwnerLock:
                     time.sleep(_PAUSE_S)
                     continue
                 os.close(self.fd)
-                raise StoreTaken(
-                    f"{database} is served by process {holder}; stop that one, or give this one another --store"
-                ) from error
+                raise StoreTaken(_taken(database, holder)) from error
             return
+
+
+def _taken(database: str, holder: str) -> str:
+    if _lives(holder):
+        return f"{database} is served by process {holder}; stop that one, or give this one another --store"
+    return (
+        f"{database} was served by process {holder}, which has ended, but something that it started still has "
+        f"{database}.lock open; end that (fuser {database}.lock names it), or give this one another --store"
+    )
 
 
 def _lives(holder: str) -> bool:

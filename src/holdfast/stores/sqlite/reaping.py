@@ -74,7 +74,7 @@ def settle(tx: Tx, each: Due, grace_ms: int) -> Reaped | None:
         requeue(tx, row, counts=True)
         return Reaped(each.key, row["session"], "requeued", None)
     reason = _reason(row, move.to.state, trigger, each.column)
-    ends = end_from_outside(tx, row, move.to.state, reason, row["stop_by"], each.fold)
+    ends = end_from_outside(tx, row, move.to.state, reason, row["stop_by"], each.fold, cut_off=running)
     return Reaped(each.key, row["session"], move.to.state, reason, ends)
 
 

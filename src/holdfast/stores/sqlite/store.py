@@ -55,6 +55,7 @@ from holdfast.stores.sqlite.heart import SqliteHeart, WriterHeart
 from holdfast.stores.sqlite.lock import OwnerLock
 from holdfast.stores.sqlite.neighbours import Neighbours
 from holdfast.stores.sqlite.opening import make_directory, prepared
+from holdfast.stores.sqlite.place import Place
 from holdfast.stores.sqlite.readers import Readers
 from holdfast.stores.sqlite.tx import Tx
 from holdfast.stores.sqlite.writer import Writer
@@ -96,6 +97,7 @@ class SqliteStore:
         self._writer = writer
         self._readers = readers
         self._lock = lock
+        self._place = None if lock is None else Place(path)
         self._hub = hub
 
     @classmethod
@@ -367,7 +369,9 @@ class SqliteStore:
     def broken(self) -> str:
         """What has ended that only a new process can begin again, or ""."""
         died = self._writer.died()
-        return "" if died is None else f"the writer has ended: {type(died).__name__}: {died}"
+        if died is not None:
+            return f"the writer has ended: {type(died).__name__}: {died}"
+        return "" if self._place is None else self._place.lost()
 
     async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
         """See the port."""
@@ -408,6 +412,8 @@ class SqliteStore:
             self._readers.close()
         if self._neighbours is not None:
             self._neighbours.close()
+        if self._place is not None:
+            self._place.close()
         if self._lock is not None:
             with suppress(OSError):
                 self._lock.release()

@@ -155,6 +155,9 @@ class Stopping(StoreCase):
         assert await rig.pass_time(GRACE_MS - 500) == []
         (done,) = await rig.pass_time(1_500)
         assert (done.key, done.outcome, done.reason) == (holder.key, "cancelled", Reason.STOPPED)
+        receipt = (await rig.record(holder.key)).receipt
+        assert receipt is not None
+        assert receipt["abandoned"] is True  # nobody has seen it end
         assert (await holder.say("late")).status is Status.FENCED
         await rig.begin(behind)
 

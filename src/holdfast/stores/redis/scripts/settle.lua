@@ -30,7 +30,7 @@ if to == 'cancelled' then reason = row.stopping
 elseif trigger == 'attempts_spent' then reason = 'worker_lost'
 elseif name == 'wait' and row.state == 'queued' then reason = 'queue_timeout'
 else reason = 'deadline' end
-local c = plan_end(row, to, reason, row.stop_by, false)
+local c = plan_end(row, to, reason, row.stop_by, false, row.state == 'running')
 if not c then return to_compose() end
 local had_slot = row.slot == 1
 end_from_outside(row, c, false)

@@ -20,7 +20,7 @@ end
 
 local SMALL_LOG = 64 -- events that come with the question; a longer log is read in pages
 
-local function want(row, state, reason, by, killed)
+local function want(row, state, reason, by, killed, cut_off)
   local large = call('HMGET', run_key(row.uid), 'spec', 'checkpoint', 'checkpoint_seq')
   local inputs, events = {}, {}
   if unread(row) then
@@ -33,18 +33,19 @@ local function want(row, state, reason, by, killed)
   end
   wanted[#wanted + 1] = {
     row.uid, row.tenant, row.id, row.session, row.epoch, row.head, row.inbox_n, state, reason, by, killed and 1 or 0,
-    WALL, row.stop_at or false, large[1], large[2], large[3], inputs, events
+    cut_off and 1 or 0, WALL, row.stop_at or false, large[1], large[2], large[3], inputs, events
   }
 end
 
--- The composition of an end from outside that fits the run as it is, or nil: then one is wanted.
-local function plan_end(row, state, reason, by, killed)
+-- The composition of an end from outside that fits the run as it is, or nil: then one is wanted. `killed`: who worked
+-- on it is dead; `cut_off`: may work on.
+local function plan_end(row, state, reason, by, killed, cut_off)
   local c = composed[row.uid]
   if c and c.epoch == row.epoch and c.head == row.head and c.inbox_n == row.inbox_n and c.state == state
       and c.reason == reason and c.by == by then
     return c
   end
-  want(row, state, reason, by, killed)
+  want(row, state, reason, by, killed, cut_off)
   return nil
 end
 
