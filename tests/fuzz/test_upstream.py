@@ -106,6 +106,8 @@ async def end_of(client: httpx2.AsyncClient) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.filterwarnings("ignore:Failed to extract usage")  # of `usage: {}`: a warning where it is not made an error
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @settings(
     max_examples=300 if FULL else 6,
     suppress_health_check=list(HealthCheck),

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from pydantic_ai.exceptions import ModelAPIError, ModelConnectionError, ModelHTTPError
+from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
 
-from holdfast.models import ModelClient
+from holdfast.models import ModelBadResponse, ModelClient
 from holdfast.models.transport import ERROR_BYTES_MAX, PIECE_BYTES_MAX
 from tests.models.test_guard import PATIENT, Asked
 
@@ -42,7 +42,7 @@ async def endless(head: bytes) -> AsyncIterator[tuple[str, list[int]]]:
     ("head", "error", "at_most"),
     [
         (b"401 Unauthorized\r\nContent-Type: text/html", ModelHTTPError, ERROR_BYTES_MAX),
-        (b"200 OK\r\nContent-Type: text/event-stream", ModelConnectionError, PIECE_BYTES_MAX),
+        (b"200 OK\r\nContent-Type: text/event-stream", ModelBadResponse, PIECE_BYTES_MAX),
     ],
     ids=["an error's page", "one line of a stream"],
 )
