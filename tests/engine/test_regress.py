@@ -212,6 +212,21 @@ async def test_a_model_is_slowed_down_by_a_store_that_does_not_answer_and_stop_i
     assert (record.state, len(record.output or "")) == (State.CANCELLED, said[0] * 1024)
 
 
+async def test_a_log_that_grows_beyond_its_bound_ends_its_run_by_that_name() -> None:
+    """An agent in a loop that always has something to say would fill the disk of everybody."""
+
+    async def work(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+        for n in range(10_000):
+            yield TextDelta(ctx.first_part + n, "x" * 1024)
+            yield Checkpoint(b"so far")
+
+    async with Rig(FunctionAgent(work), settings=QUICK.model_copy(update={"log_bytes": 20_000})) as rig:
+        record = await rig.end(await rig.start())
+    assert (record.state, record.reason) == (State.FAILED, Reason.BUDGET)
+    assert record.error is not None
+    assert (record.error["code"], record.error["remedy"]) == ("log_bytes", "raise log_bytes, or ask for less")
+
+
 class _Slow:
     """Says what is appended with which checkpoint, and acknowledges what has one only when `answers` is set."""
 
