@@ -177,3 +177,16 @@ def test_other_events_change_nothing(kind: str) -> None:
     """A log of a later version can be folded by an earlier one."""
     digest = Digest([delta(0, "x"), event(kind, call="c1", text="y", part=7)])
     assert (digest.text(), digest.parts(), digest.calls()) == ("x", [0], [])
+
+
+def test_the_first_content_is_timed_from_the_creation() -> None:
+    """What a store says of a run that its worker did not end, it says from the log alone."""
+    log = [
+        event("run.created", ts="2026-01-02T03:04:05.678Z"),
+        event("run.started", ts="2026-01-02T03:04:05.900Z"),
+        {**delta(0, "a"), "ts": "2026-01-02T03:04:06.001Z"},
+        {**delta(0, "b"), "ts": "2026-01-02T03:04:07.000Z"},
+    ]
+    assert Digest(log).ttft_ms == 323
+    assert Digest(log[:2]).ttft_ms is None
+    assert Digest([event("run.created"), delta(0, "a")]).ttft_ms is None

@@ -47,6 +47,7 @@ async def test_a_run_is_created_with_its_record_and_its_place(here: Site) -> Non
         {"input_tokens": 3},
     )
     assert done["timings"]["total_ms"] >= done["timings"]["running_ms"]
+    assert done["timings"].keys() == {"queued_ms", "ttft_ms", "running_ms", "total_ms"}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,24 @@ async def test_the_creating_request_can_be_the_stream(here: Site) -> None:
             got = parse((await response.aread()).decode())
         assert len(got) == 3
         assert str(got[0].event if headers is SSE else got[0]["type"]) == "run.created"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json, text/event-stream;q=0.5",
+        "text/event-stream;q=0.5, */*",
+        "text/event-stream;q=0",
+        "text/*",
+        "application/json, text/event-stream",
+    ],
+)
+async def test_a_client_that_likes_the_record_better_gets_it(here: Site, accept: str) -> None:
+    """A stream is what a client may read; it is answered where it asks for it first of all."""
+    got = await here.http.post("/api/runs", json={"input": "x"}, headers={"Accept": accept}, timeout=5)
+    assert got.status_code == 201
+    assert got.headers["content-type"] == "application/json"
+    assert got.json()["state"] == "queued"
 
 
 async def test_an_idempotency_key_repeats_the_answer_and_not_the_run(here: Site) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from holdfast.domain.events import EventType
+from holdfast.domain.events import EventType, moment_ms
 from holdfast.domain.messages import Message, ToolCall
 from holdfast.domain.usage import Usage
 
@@ -71,6 +71,7 @@ class Digest:
         self.asked: frozenset[str] = frozenset()  # the calls that a decision is awaited for
         self.attempts = 0
         self.finish_reason: str | None = None  # of the last model response
+        self._created_at = self._content_at = ""
         for event in events:
             self.feed(event["type"], event)
 
@@ -80,6 +81,7 @@ class Digest:
             case EventType.TEXT_DELTA | EventType.REASONING_DELTA:
                 part = self._part(fields["part"], text_kind=kind == EventType.TEXT_DELTA)
                 part.chunks.append(fields["text"])
+                self._content_at = self._content_at or fields.get("ts", "")
                 if part.text_kind:
                     self._last_discarded = ""
                 self.spent.streamed(len(fields["text"]))
@@ -105,6 +107,7 @@ class Digest:
             case EventType.RUN_STARTED:
                 self.attempts = fields.get("attempt", self.attempts)
             case EventType.RUN_CREATED | EventType.RUN_EDITED:
+                self._created_at = self._created_at or fields.get("ts", "")
                 self.input = fields.get("input", "")
             case EventType.STEERED:
                 self._items.append(fields.get("input", ""))
@@ -126,6 +129,13 @@ class Digest:
     def usage(self) -> dict[str, int | float]:
         """Sums over model.responded: requests, input_tokens, output_tokens and what else models count."""
         return self.spent.totals()
+
+    @property
+    def ttft_ms(self) -> int | None:
+        """From the creation to the first text or reasoning, by the times in the log; None where there is neither."""
+        if not (self._created_at and self._content_at):
+            return None
+        return max(0, moment_ms(self._content_at) - moment_ms(self._created_at))
 
     @property
     def tool_calls(self) -> int:

@@ -339,7 +339,8 @@ class Executor:
     async def _finish(self, appender: Appender, rest: list[bytes], outcome: Outcome) -> tuple[Appended | None, Outcome]:
         claim, around = self.claim, self._around
         now_ms = around.clock.wall_ms()
-        kind, fields = terminal(outcome, appender.fold, self.probe, self._timings(now_ms), now_ms)
+        timings = self._timings(now_ms)
+        kind, fields = terminal(outcome, appender.fold, self.probe, timings, now_ms)
         seq = appender.head + len(rest) + 1
         events = [*rest, encode_event(seq, claim.key.run, kind, now_ms, fields)]
         ending = Ending(
@@ -351,6 +352,7 @@ class Executor:
             output=fields.get("output", fields.get("partial")),
             history=self._history_entry(appender, outcome),
             rehearsal=self.probe.rehearsal,
+            ttft_ms=timings["ttft_ms"],
             leave_inbox=True,
         )
         answer = await self._repeat(lambda: around.store.finish(claim.key, claim.fence, appender.head, events, ending))

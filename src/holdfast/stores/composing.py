@@ -68,11 +68,18 @@ class Result(msgspec.Struct, omit_defaults=True):
     error: dict[str, Any] | None = None
     receipt: dict[str, Any] | None = None
     output: str | None = None
+    ttft_ms: int | None = None
 
 
 def result_of(ending: Ending) -> Result:
     """The part of `ending` that records show."""
-    return Result(usage=ending.usage, error=ending.error, receipt=ending.receipt, output=ending.output)
+    return Result(
+        usage=ending.usage,
+        error=ending.error,
+        receipt=ending.receipt,
+        output=ending.output,
+        ttft_ms=ending.ttft_ms,
+    )
 
 
 def begins(events: Sequence[bytes]) -> bool:
@@ -104,7 +111,16 @@ def end_from_outside(
     else:
         fields["by"] = by
     fields |= {"partial": partial, "usage": usage, "receipt": receipt}
-    ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, output=partial or None, leave_inbox=True)
+    ending = Ending(
+        state,
+        reason,
+        usage=usage,
+        error=error,
+        receipt=receipt,
+        output=partial or None,
+        ttft_ms=fold.ttft_ms,
+        leave_inbox=True,
+    )
     return _TYPES[state], fields, ending
 
 

@@ -89,6 +89,7 @@ class Reaping(StoreCase):
         assert receipt["tools"] == [{"call": "c2", "name": "slow", "ended": "abandoned"}]
         record = await rig.record(holder.key)
         assert (record.usage, record.error, record.receipt) == (last["usage"], last["error"], receipt)
+        assert record.ttft_ms is not None
 
     async def test_the_reaper_does_not_count_what_was_discarded(self, rig: Rig) -> None:
         """[READ] epoch 1 showed 'Hello wor', epoch 2 regenerates it: the partial has it once."""
