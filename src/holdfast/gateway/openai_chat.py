@@ -266,6 +266,15 @@ async def list_models(gate: Gate, request: Request) -> Response:
     return answer(ModelList([ModelItem(agent.name) for agent in gate.sessions.agents()]))
 
 
+async def get_model(gate: Gate, request: Request) -> Response:
+    """GET /v1/models/{model}: one of the served agents."""
+    name = request.path_params["model"]
+    served = [agent.name for agent in gate.sessions.agents()]
+    if name not in served:
+        raise HoldfastError("unknown_agent", f"no model {name[:200]!r}; served are {', '.join(served)}", param="model")
+    return answer(ModelItem(name))
+
+
 def ending(kind: str, event: dict[str, Any]) -> tuple[str, str, str]:
     """How a run that did not complete is told: OpenAI's type, the reason as code, and a message."""
     reason = str(event.get("reason", ""))
@@ -314,5 +323,13 @@ OPERATIONS = (
         list_models,
         "List the served agents",
         (Answer(200, "The agents", ModelList),),
+    ),
+    Operation(
+        "GET",
+        "/v1/models/{model}",
+        get_model,
+        "Get a served agent",
+        (Answer(200, "The agent", ModelItem),),
+        errors=("unknown_agent",),
     ),
 )
