@@ -75,6 +75,19 @@ async def test_a_wrong_body_is_refused_with_what_is_wrong(here: Site, body: str,
     assert word in refused(got, 422, "invalid_request")["detail"]
 
 
+async def test_null_is_as_good_as_absent(here: Site) -> None:
+    """Clients write every field of a form, and null where nothing was chosen."""
+    names = ("session", "agent", "on_busy", "on_disconnect", "deadline_s", "metadata")
+    got = await here.http.post("/api/runs", json={"input": "hi", **dict.fromkeys(names)})
+    assert got.status_code == 201, got.text
+    assert (got.json()["policy"], got.json()["on_disconnect"]) == ("supersede", "continue")
+    body = {"messages": [{"role": "user", "content": "x"}], "on_busy": None, "on_disconnect": None, "stream": True}
+    async with here.http.stream("POST", "/v1/chat/completions", json=body) as chat:
+        assert chat.status_code == 200
+        record = (await here.http.get(f"/api/runs/{chat.headers['x-run-id']}")).json()
+        assert (record["policy"], record["on_disconnect"]) == ("supersede", "cancel")
+
+
 async def test_a_body_is_json_whatever_its_content_type_says(here: Site) -> None:
     """curl -d sends a form's Content-Type."""
     got = await here.http.post(
