@@ -1,6 +1,7 @@
 """The native API: what it answers, and how it refuses."""
 
 import asyncio
+import datetime as dt
 import json
 from pathlib import Path
 
@@ -251,7 +252,21 @@ async def test_inspect_says_what_a_run_waits_on(here: Site) -> None:
     got = (await here.http.get(f"/api/runs/{run['id']}/inspect")).json()
     assert (got["state"], got["waiting_on"], got["phase"]) == ("queued", "a worker", "queued")
     assert got["workers"] == {"seen": 0, "free": 0}, "and nobody will come: that is the reason"
+    assert 0 <= got["since_ms"] < 10_000
     assert [t["name"] for t in got["timers"]]
+
+
+async def test_inspect_says_since_when_a_run_waits_for_a_decision(here: Site) -> None:
+    """Nobody works on it, so nobody else could say for how long a person has been waited for."""
+    run = await here.run()
+    holder = await here.claim()
+    await holder.park()
+    got = (await here.http.get(f"/api/runs/{run['id']}/inspect")).json()
+    assert (got["state"], got["waiting_on"]) == ("waiting", "a decision")
+    parked = json.loads((await here.store.read(holder.key, holder.head - 1)).events[-1])
+    assert parked["type"] == "run.waiting"
+    ago_ms = (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(parked["ts"])) / dt.timedelta(milliseconds=1)
+    assert abs(got["since_ms"] - ago_ms) < 10_000
 
 
 async def test_inspect_names_what_a_queued_run_is_behind_and_why_an_ended_one_ended(here: Site) -> None:
