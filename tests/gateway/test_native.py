@@ -315,6 +315,18 @@ async def test_lists_are_newest_first_and_walk_by_their_last_id(here: Site) -> N
         refused(await here.http.get(f"/api/runs?{query}"), 422, "invalid_request")
 
 
+async def test_a_list_that_cannot_go_on_says_so(here: Site) -> None:
+    """The last session of a page is deleted before the next page: neither an end too early nor the first page again."""
+    runs = [(await here.run(f"n{n}", session=f"s{n}"))["id"] for n in range(3)]
+    page = (await here.http.get("/api/sessions?limit=1")).json()
+    assert page["next"] == "s2"
+    assert (await here.http.delete("/api/sessions/s2")).status_code == 204
+    refused(await here.http.get("/api/sessions?limit=1&after=s2"), 404, "unknown_session")
+    refused(await here.http.get("/api/sessions?after=none"), 404, "unknown_session")
+    refused(await here.http.get("/api/runs?after=none"), 404, "unknown_run")
+    assert (await here.http.get(f"/api/runs?after={runs[0]}")).json() == {"runs": [], "next": None}
+
+
 async def test_a_session_shows_what_was_said_what_runs_and_what_waits(here: Site) -> None:
     """Enough for a page to draw itself after a reload."""
     await here.run("one", session="s")

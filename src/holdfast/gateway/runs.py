@@ -237,7 +237,7 @@ OPERATIONS = (
             Query("state", "In this state only", {"type": "string", "enum": [str(s) for s in State]}),
             *PAGING,
         ),
-        errors=("invalid_request",),
+        errors=("invalid_request", "unknown_run"),
     ),
     Operation(
         "GET", "/api/runs/{run}", get_run, "Get a run's record", (_RECORD,), errors=("unknown_run", "invalid_request")
