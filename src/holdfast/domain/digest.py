@@ -7,11 +7,13 @@ usage and history, because parts and calls that `attempt.discarded` names count 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from holdfast.domain.events import EventType, moment_ms
 from holdfast.domain.messages import Message, ToolCall
 from holdfast.domain.usage import Usage
+
+INTERRUPTED: Final = "the tool call was interrupted before a result was produced"
 
 
 class _Part:
@@ -33,13 +35,14 @@ class _Part:
 
 
 class _Call:
-    __slots__ = ("args", "call", "discarded", "name", "outcome", "result", "step")
+    __slots__ = ("args", "at", "call", "discarded", "name", "outcome", "result", "step")
 
-    def __init__(self, call: str, name: str, args: Any, step: int) -> None:
+    def __init__(self, call: str, name: str, args: Any, step: int, at: str) -> None:
         self.call = call
         self.name = name
         self.args = args
         self.step = step
+        self.at = at
         self.outcome: str | None = None
         self.result: Any = None
         self.discarded = False
@@ -48,12 +51,13 @@ class _Call:
 class OpenCall:
     """A tool call without a tool.finished."""
 
-    __slots__ = ("call", "name")
+    __slots__ = ("at", "call", "name")
 
-    def __init__(self, call: str, name: str) -> None:
-        """Name the call and its tool."""
+    def __init__(self, call: str, name: str, at: str = "") -> None:
+        """Name the call and its tool; `at` is when it was called, "" where the log was folded without its times."""
         self.call = call
         self.name = name
+        self.at = at
 
 
 class Digest:
@@ -91,7 +95,7 @@ class Digest:
                 self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
             case EventType.TOOL_CALLED:
                 self._last_discarded = ""
-                call = _Call(fields["call"], fields["name"], fields.get("args"), self._step)
+                call = _Call(fields["call"], fields["name"], fields.get("args"), self._step, fields.get("ts", ""))
                 self._calls[call.call] = call
                 self._items.append(call)
             case EventType.TOOL_FINISHED:
@@ -149,7 +153,7 @@ class Digest:
 
     def open_calls(self) -> list[OpenCall]:
         """The tool calls without an end, in order."""
-        return [OpenCall(c.call, c.name) for c in self._calls.values() if c.outcome is None and not c.discarded]
+        return [OpenCall(c.call, c.name, c.at) for c in self._calls.values() if c.outcome is None and not c.discarded]
 
     def open_parts(self) -> list[int]:
         """The undiscarded parts without a done, in order."""
@@ -273,7 +277,7 @@ class _Fold:
             if self._handed and c.outcome is None:
                 continue
             outcome = c.outcome or "interrupted"
-            result = c.result if c.outcome else "the tool call was interrupted before a result was produced"
+            result = c.result if c.outcome else INTERRUPTED
             self.out.append(
                 Message(
                     role="tool",

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
+from holdfast.domain.digest import INTERRUPTED
 from holdfast.domain.errors import AgentExit, RunEnded, StoreUnavailable
 from holdfast.domain.events import EventType, encode_event
 from holdfast.domain.messages import HistoryEntry
@@ -399,7 +400,7 @@ class Executor:
                 "call": call.call,
                 "name": call.name,
                 "outcome": "interrupted",
-                "result": "the tool call was interrupted before a result was produced",
+                "result": INTERRUPTED,
                 "duration_ms": self._translator.tool_ms(call.call) if self._translator else None,
             }
             appender.put(EventType.TOOL_FINISHED, finished)
