@@ -185,3 +185,16 @@ def test_a_call_is_known_from_its_first_argument_until_it_is_taken_back() -> Non
     assert (digest.text(), digest.calls(), digest.open_calls(), digest.tool_calls) == ("x", ["c1"], [], 0)
     digest.feed("attempt.discarded", {"parts": [], "calls": ["c1"]})
     assert (digest.calls(), digest.names()) == ([], {"c1"})
+
+
+def test_the_first_content_is_timed_from_the_creation() -> None:
+    """What a store says of a run that its worker did not end, it says from the log alone."""
+    log = [
+        event("run.created", ts="2026-01-02T03:04:05.678Z"),
+        event("run.started", ts="2026-01-02T03:04:05.900Z"),
+        {**delta(0, "a"), "ts": "2026-01-02T03:04:06.001Z"},
+        {**delta(0, "b"), "ts": "2026-01-02T03:04:07.000Z"},
+    ]
+    assert Digest(log).ttft_ms == 323
+    assert Digest(log[:2]).ttft_ms is None
+    assert Digest([event("run.created"), delta(0, "a")]).ttft_ms is None

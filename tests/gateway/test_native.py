@@ -1,6 +1,7 @@
 """The native API: what it answers, and how it refuses."""
 
 import asyncio
+import datetime as dt
 import json
 from pathlib import Path
 
@@ -47,6 +48,7 @@ async def test_a_run_is_created_with_its_record_and_its_place(here: Site) -> Non
         {"input_tokens": 3},
     )
     assert done["timings"]["total_ms"] >= done["timings"]["running_ms"]
+    assert done["timings"].keys() == {"queued_ms", "ttft_ms", "running_ms", "total_ms"}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,19 @@ async def test_a_wrong_body_is_refused_with_what_is_wrong(here: Site, body: str,
     """A client's author reads the answer and knows the field."""
     got = await here.http.post("/api/runs", content=body.encode("latin-1"))
     assert word in refused(got, 422, "invalid_request")["detail"]
+
+
+async def test_null_is_as_good_as_absent(here: Site) -> None:
+    """Clients write every field of a form, and null where nothing was chosen."""
+    names = ("session", "agent", "on_busy", "on_disconnect", "deadline_s", "metadata")
+    got = await here.http.post("/api/runs", json={"input": "hi", **dict.fromkeys(names)})
+    assert got.status_code == 201, got.text
+    assert (got.json()["policy"], got.json()["on_disconnect"]) == ("supersede", "continue")
+    body = {"messages": [{"role": "user", "content": "x"}], "on_busy": None, "on_disconnect": None, "stream": True}
+    async with here.http.stream("POST", "/v1/chat/completions", json=body) as chat:
+        assert chat.status_code == 200
+        record = (await here.http.get(f"/api/runs/{chat.headers['x-run-id']}")).json()
+        assert (record["policy"], record["on_disconnect"]) == ("supersede", "cancel")
 
 
 async def test_a_body_is_json_whatever_its_content_type_says(here: Site) -> None:
@@ -129,6 +144,24 @@ async def test_the_creating_request_can_be_the_stream(here: Site) -> None:
             got = parse((await response.aread()).decode())
         assert len(got) == 3
         assert str(got[0].event if headers is SSE else got[0]["type"]) == "run.created"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json, text/event-stream;q=0.5",
+        "text/event-stream;q=0.5, */*",
+        "text/event-stream;q=0",
+        "text/*",
+        "application/json, text/event-stream",
+    ],
+)
+async def test_a_client_that_likes_the_record_better_gets_it(here: Site, accept: str) -> None:
+    """A stream is what a client may read; it is answered where it asks for it first of all."""
+    got = await here.http.post("/api/runs", json={"input": "x"}, headers={"Accept": accept}, timeout=5)
+    assert got.status_code == 201
+    assert got.headers["content-type"] == "application/json"
+    assert got.json()["state"] == "queued"
 
 
 async def test_an_idempotency_key_repeats_the_answer_and_not_the_run(here: Site) -> None:
@@ -219,7 +252,21 @@ async def test_inspect_says_what_a_run_waits_on(here: Site) -> None:
     got = (await here.http.get(f"/api/runs/{run['id']}/inspect")).json()
     assert (got["state"], got["waiting_on"], got["phase"]) == ("queued", "a worker", "queued")
     assert got["workers"] == {"seen": 0, "free": 0}, "and nobody will come: that is the reason"
+    assert 0 <= got["since_ms"] < 10_000
     assert [t["name"] for t in got["timers"]]
+
+
+async def test_inspect_says_since_when_a_run_waits_for_a_decision(here: Site) -> None:
+    """Nobody works on it, so nobody else could say for how long a person has been waited for."""
+    run = await here.run()
+    holder = await here.claim()
+    await holder.park()
+    got = (await here.http.get(f"/api/runs/{run['id']}/inspect")).json()
+    assert (got["state"], got["waiting_on"]) == ("waiting", "a decision")
+    parked = json.loads((await here.store.read(holder.key, holder.head - 1)).events[-1])
+    assert parked["type"] == "run.waiting"
+    ago_ms = (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(parked["ts"])) / dt.timedelta(milliseconds=1)
+    assert abs(got["since_ms"] - ago_ms) < 10_000
 
 
 async def test_inspect_names_what_a_queued_run_is_behind_and_why_an_ended_one_ended(here: Site) -> None:
@@ -266,6 +313,18 @@ async def test_lists_are_newest_first_and_walk_by_their_last_id(here: Site) -> N
     assert (await here.http.get("/api/runs?state=completed")).json() == {"runs": [], "next": None}
     for query in ("limit=0", "limit=x", "state=dead", "session=a%20b", "after=%00", "limit=-1"):
         refused(await here.http.get(f"/api/runs?{query}"), 422, "invalid_request")
+
+
+async def test_a_list_that_cannot_go_on_says_so(here: Site) -> None:
+    """The last session of a page is deleted before the next page: neither an end too early nor the first page again."""
+    runs = [(await here.run(f"n{n}", session=f"s{n}"))["id"] for n in range(3)]
+    page = (await here.http.get("/api/sessions?limit=1")).json()
+    assert page["next"] == "s2"
+    assert (await here.http.delete("/api/sessions/s2")).status_code == 204
+    refused(await here.http.get("/api/sessions?limit=1&after=s2"), 404, "unknown_session")
+    refused(await here.http.get("/api/sessions?after=none"), 404, "unknown_session")
+    refused(await here.http.get("/api/runs?after=none"), 404, "unknown_run")
+    assert (await here.http.get(f"/api/runs?after={runs[0]}")).json() == {"runs": [], "next": None}
 
 
 async def test_a_session_shows_what_was_said_what_runs_and_what_waits(here: Site) -> None:

@@ -37,6 +37,26 @@ async def test_the_three_forms_carry_the_same_bytes(here: Site) -> None:
     assert [s.encode() for s in sse] == stored
 
 
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("application/json;q=0.5, text/event-stream", "text/event-stream"),
+        ("text/event-stream;q=0.1, application/json;q=0.9", "application/json"),
+        ("text/event-stream;q=0, */*", "application/x-ndjson"),
+        ("text/event-stream;q=0.1, application/json;q=0.8, */*;q=0.5", "application/json"),
+        ("*/*;q=0.9, application/json;q=0.5, application/x-ndjson;q=0.5", "text/event-stream"),
+        ("text/*;q=0.2, application/*;q=0.7", "application/x-ndjson"),
+        ("*/*, application/json", "application/json"),
+        ("text/html", "text/event-stream"),
+    ],
+)
+async def test_the_form_is_the_one_that_accept_weighs_most(here: Site, accept: str, form: str) -> None:
+    """What a client says that it does not want it is not given because a wildcard would take it."""
+    run, _ = await finished(here)
+    got = await here.http.get(f"/api/runs/{run['id']}/events", headers={"Accept": accept})
+    assert got.headers["content-type"].partition(";")[0] == form
+
+
 async def test_every_offset_gives_exactly_the_missing_suffix(here: Site) -> None:
     """P3: no gap, no duplicate, whatever the offset, and 204 where nothing is missing."""
     run, _ = await finished(here)

@@ -226,3 +226,27 @@ async def test_nothing_is_left_after_many_readers_came_and_went(here: Site) -> N
     async with asyncio.timeout(2):
         while here.app.readers or len(asyncio.all_tasks()) > before:
             await asyncio.sleep(0.01)
+
+
+async def test_a_stream_for_http_1_0_has_no_chunks_and_ends_with_its_connection(here: Site) -> None:
+    """That version knows no chunks: their sizes would stand between the events."""
+    run = await here.run()
+    await here.complete(await here.claim(), "done")
+    path = f"/api/runs/{run['id']}/events"
+    raw = await Raw.open(here.server.port)
+    await raw.send(f"GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n".encode())
+    head, _, body = (await raw.rest()).partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert body.decode() == (await here.http.get(path, headers=SSE)).text
+    for old in (
+        f"GET {path}?after=99-1",
+        "HEAD /api/runs",
+        "GET /livez",
+        f"GET {path}?after={len(frames(body.decode()))}",
+    ):
+        raw = await Raw.open(here.server.port)
+        await raw.send(f"{old} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        head, _, body = (await raw.rest()).partition(b"\r\n\r\n")
+        assert head.split()[1] in (b"200", b"204")
+        assert b"chunked" not in head
+    assert "http_server" not in here.lines.getvalue()

@@ -131,6 +131,13 @@ def test_message_without_a_directive_has_no_script(message: str) -> None:
     assert parse(message) is None
 
 
+def test_only_a_line_feed_ends_a_line() -> None:
+    """Other characters that some libraries end lines by are text, which a reader has to carry whole."""
+    odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"
+    texts = [piece.text for _, piece in pieces(f"!say {odd}", "!say h\r") if isinstance(piece, Text)]
+    assert "".join(texts) == f"{odd}\nh"
+
+
 @pytest.mark.parametrize("line", ["!say rate=9 to be", "!say to be rate=9"])
 def test_say_takes_its_rate_at_either_end(line: str) -> None:
     """The rate is not spoken."""

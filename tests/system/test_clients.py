@@ -50,6 +50,10 @@ def test_openai_gets_a_whole_answer(client: openai.OpenAI):
     assert answer.usage is not None
     assert answer.usage.total_tokens > 0
     assert [model.id for model in client.models.list()] == ["diver", "ticker"]
+    assert client.models.retrieve("ticker").id == "ticker"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("nobody")
+    assert refused.value.code == "model_not_found"
 
 
 def test_openai_with_a_session_leaves_the_history_to_the_server(system: System, client: openai.OpenAI):
@@ -65,6 +69,18 @@ def test_openai_with_a_session_leaves_the_history_to_the_server(system: System, 
     ]
     messages = system.http.get("/api/sessions/openai-session")["messages"]
     assert [m["text"] for m in messages] == ["!say one", "one", "!say two", "two"]
+
+
+def test_openai_s_system_message_and_the_agent_s_instructions_are_one(system: System, client: openai.OpenAI):
+    """F63: many models' templates refuse a second system message, or one that is not the first."""
+    headers = {"X-Session-Id": "one-system"}
+    kind = {"role": "system", "content": "be kind"}
+    for messages in ([kind, *say("!say one")], [*say("!say one"), kind, *say("!say two")]):
+        client.chat.completions.create(model="diver", messages=messages, extra_headers=headers)
+        given = system.model.stats()["last_request"]["messages"]
+        assert [n for n, m in enumerate(given) if m["role"] in ("system", "developer")] == [0]
+        assert given[0]["content"].endswith("be kind")
+        assert given[0]["content"] != "be kind"
 
 
 def test_openai_hears_that_a_second_prompt_superseded_its_stream(client: openai.OpenAI):

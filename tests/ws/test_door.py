@@ -28,6 +28,7 @@ async def test_a_foreign_page_gets_no_socket(here: Site, host: str, origin: str 
     """Browsers let any page open a WebSocket to any server: the server is the one who has to look."""
     status, problem = await head(here, "/api/ws", *([] if origin is None else [f"Origin: {origin}"]), host=host)
     assert (status.split()[1], problem["code"]) == (b"403", "forbidden_origin")
+    assert "http_server" not in here.lines.getvalue()  # who is refused writes no error into the log
 
 
 async def test_a_local_page_gets_one(here: Site) -> None:

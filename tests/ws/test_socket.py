@@ -81,12 +81,14 @@ async def test_errors_name_their_frame_and_what_to_do(here: Site) -> None:
             ({"op": "start", "input": "x", "on_disconnect": "cancel", "subscribe": False}, "invalid_request"),
             ({"op": "steer", "run": "r_none", "input": "x"}, "unknown_run"),
             ({"op": "stop", "run": "r\n"}, "invalid_request"),
+            ({"op": "subscribe"}, "invalid_request"),
+            ({"op": "start", "input": 5}, "invalid_request"),
             ({"op": "nope"}, "invalid_request"),
         ):
             got = await client.ask(**fields)
             assert (got["op"], got["code"]) == ("error", code), got
             assert got["remedy"]
-            assert got["of"] in (fields["op"], None)
+            assert got["of"] == (fields["op"] if fields["op"] != "nope" else None)
         assert (await client.ask("ping"))["op"] == "pong"
 
 

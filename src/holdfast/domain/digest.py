@@ -7,11 +7,13 @@ usage and history, because parts and calls that `attempt.discarded` names count 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from holdfast.domain.events import EventType
+from holdfast.domain.events import EventType, moment_ms
 from holdfast.domain.messages import Message, ToolCall
 from holdfast.domain.usage import Usage
+
+INTERRUPTED: Final = "the tool call was interrupted before a result was produced"
 
 
 class _Part:
@@ -33,13 +35,14 @@ class _Part:
 
 
 class _Call:
-    __slots__ = ("args", "call", "discarded", "name", "outcome", "result", "step")
+    __slots__ = ("args", "at", "call", "discarded", "name", "outcome", "result", "step")
 
-    def __init__(self, call: str, name: str, args: Any, step: int) -> None:
+    def __init__(self, call: str, name: str, args: Any, step: int, at: str) -> None:
         self.call = call
         self.name = name
         self.args = args
         self.step = step
+        self.at = at
         self.outcome: str | None = None
         self.result: Any = None
         self.discarded = False
@@ -48,12 +51,13 @@ class _Call:
 class OpenCall:
     """A tool call without a tool.finished."""
 
-    __slots__ = ("call", "name")
+    __slots__ = ("at", "call", "name")
 
-    def __init__(self, call: str, name: str) -> None:
-        """Name the call and its tool."""
+    def __init__(self, call: str, name: str, at: str = "") -> None:
+        """Name the call and its tool; `at` is when it was called, "" where the log was folded without its times."""
         self.call = call
         self.name = name
+        self.at = at
 
 
 class Digest:
@@ -72,6 +76,7 @@ class Digest:
         self.asked: frozenset[str] = frozenset()  # the calls that a decision is awaited for
         self.attempts = 0
         self.finish_reason: str | None = None  # of the last model response
+        self._created_at = self._content_at = ""
         for event in events:
             self.feed(event["type"], event)
 
@@ -81,6 +86,7 @@ class Digest:
             case EventType.TEXT_DELTA | EventType.REASONING_DELTA:
                 part = self._part(fields["part"], text_kind=kind == EventType.TEXT_DELTA)
                 part.chunks.append(fields["text"])
+                self._content_at = self._content_at or fields.get("ts", "")
                 if part.text_kind:
                     self._last_discarded = ""
                 self.spent.streamed(len(fields["text"]))
@@ -91,7 +97,7 @@ class Digest:
                 self._part_done(fields, text_kind=kind == EventType.TEXT_DONE)
             case EventType.TOOL_CALLED:
                 self._last_discarded = ""
-                call = _Call(fields["call"], fields["name"], fields.get("args"), self._step)
+                call = _Call(fields["call"], fields["name"], fields.get("args"), self._step, fields.get("ts", ""))
                 self._calls[call.call] = call
                 self._named[call.call] = False
                 self._items.append(call)
@@ -108,6 +114,7 @@ class Digest:
             case EventType.RUN_STARTED:
                 self.attempts = fields.get("attempt", self.attempts)
             case EventType.RUN_CREATED | EventType.RUN_EDITED:
+                self._created_at = self._created_at or fields.get("ts", "")
                 self.input = fields.get("input", "")
             case EventType.STEERED:
                 self._items.append(fields.get("input", ""))
@@ -131,6 +138,13 @@ class Digest:
         return self.spent.totals()
 
     @property
+    def ttft_ms(self) -> int | None:
+        """From the creation to the first text or reasoning, by the times in the log; None where there is neither."""
+        if not (self._created_at and self._content_at):
+            return None
+        return max(0, moment_ms(self._content_at) - moment_ms(self._created_at))
+
+    @property
     def tool_calls(self) -> int:
         """How many calls were asked for; one that was taken back before it ended is not counted."""
         return sum(1 for c in self._calls.values() if not c.discarded or c.outcome is not None)
@@ -142,7 +156,7 @@ class Digest:
 
     def open_calls(self) -> list[OpenCall]:
         """The tool calls without an end, in order."""
-        return [OpenCall(c.call, c.name) for c in self._calls.values() if c.outcome is None and not c.discarded]
+        return [OpenCall(c.call, c.name, c.at) for c in self._calls.values() if c.outcome is None and not c.discarded]
 
     def open_parts(self) -> list[int]:
         """The undiscarded parts without a done, in order."""
@@ -271,7 +285,7 @@ class _Fold:
             if self._handed and c.outcome is None:
                 continue
             outcome = c.outcome or "interrupted"
-            result = c.result if c.outcome else "the tool call was interrupted before a result was produced"
+            result = c.result if c.outcome else INTERRUPTED
             self.out.append(
                 Message(
                     role="tool",

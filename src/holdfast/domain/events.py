@@ -61,6 +61,11 @@ def timestamp(wall_ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{wall_ms % 1000:03d}Z"
 
 
+def moment_ms(text: str) -> int:
+    """The milliseconds that `timestamp` was given."""
+    return round(dt.datetime.fromisoformat(text).timestamp() * 1000)
+
+
 def encode_event(seq: int, run: str, kind: EventType, wall_ms: int, fields: Mapping[str, Any]) -> bytes:
     """One event of the log as its final bytes."""
     return _encoder.encode({"seq": seq, "run": run, "type": kind, "ts": timestamp(wall_ms), **fields})

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
+from holdfast.domain.digest import INTERRUPTED
 from holdfast.domain.errors import AgentExit, RunEnded, StoreUnavailable
 from holdfast.domain.events import EventType, encode_event
 from holdfast.domain.messages import HistoryEntry
@@ -342,7 +343,8 @@ class Executor:
     async def _finish(self, appender: Appender, rest: list[bytes], outcome: Outcome) -> tuple[Appended | None, Outcome]:
         claim, around = self.claim, self._around
         now_ms = around.clock.wall_ms()
-        kind, fields = terminal(outcome, appender.fold, self.probe, self._timings(now_ms), now_ms)
+        timings = self._timings(now_ms)
+        kind, fields = terminal(outcome, appender.fold, self.probe, timings, now_ms)
         seq = appender.head + len(rest) + 1
         events = [*rest, encode_event(seq, claim.key.run, kind, now_ms, fields)]
         ending = Ending(
@@ -354,6 +356,7 @@ class Executor:
             output=fields.get("output", fields.get("partial")),
             history=self._history_entry(appender, outcome),
             rehearsal=self.probe.rehearsal,
+            ttft_ms=timings["ttft_ms"],
             leave_inbox=True,
         )
         answer = await self._repeat(lambda: around.store.finish(claim.key, claim.fence, appender.head, events, ending))
@@ -400,7 +403,7 @@ class Executor:
                 "call": call.call,
                 "name": call.name,
                 "outcome": "interrupted",
-                "result": "the tool call was interrupted before a result was produced",
+                "result": INTERRUPTED,
                 "duration_ms": self._translator.tool_ms(call.call) if self._translator else None,
             }
             appender.put(EventType.TOOL_FINISHED, finished)

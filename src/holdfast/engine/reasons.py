@@ -6,11 +6,13 @@ Everything is of the run's own tenant. What cannot be had in half a second is le
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
 from holdfast.aio import Owner, settle
+from holdfast.domain.events import decode_event, moment_ms
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.runs import State
 from holdfast.ports.store import RunRecord, RunStore
@@ -80,7 +82,7 @@ def _without_worker(record: RunRecord, around: dict[str, Any]) -> dict[str, Any]
         why = record.error["code"] if record.error else record.reason
         return {"waiting_on": "nothing: it has ended", "since_ms": None, "phase": "ended", "why": why}
     if record.state is State.WAITING:
-        return {"waiting_on": "a decision", "since_ms": None, "phase": "waiting"}
+        return {"waiting_on": "a decision", "since_ms": _ago(_parked_at(around)), "phase": "waiting"}
     if record.state is State.RUNNING:
         return {"waiting_on": "its worker, which does not answer here", "since_ms": None, "phase": "running"}
     if record.position:
@@ -88,11 +90,23 @@ def _without_worker(record: RunRecord, around: dict[str, Any]) -> dict[str, Any]
         first = active.key.run if active is not None else None
         return {
             "waiting_on": f"the {record.position} before it in its session",
-            "since_ms": None,
+            "since_ms": _ago(record.created_at),
             "phase": "queued",
             "behind": first,
         }
-    return {"waiting_on": "a worker", "since_ms": None, "phase": "queued", "workers": _workers(around.get("workers"))}
+    since_ms = _ago(record.ready_at or record.created_at)
+    workers = _workers(around.get("workers"))
+    return {"waiting_on": "a worker", "since_ms": since_ms, "phase": "queued", "workers": workers}
+
+
+def _parked_at(around: dict[str, Any]) -> int | None:
+    """When the last event of a run was written that waits: that is its run.waiting."""
+    page = around.get("last")
+    return moment_ms(decode_event(page.events[-1])["ts"]) if page is not None and page.events else None
+
+
+def _ago(wall_ms: int | None) -> int | None:
+    return None if wall_ms is None else max(0, int(time.time() * 1000) - wall_ms)
 
 
 def _workers(records: Any) -> dict[str, int] | None:
@@ -106,13 +120,15 @@ def _workers(records: Any) -> dict[str, int] | None:
 
 
 async def _around(store: RunStore, record: RunRecord) -> dict[str, Any]:
-    """The session's history, its active run, and who works: each if it comes in time."""
+    """The session's history, its active run, who works, the last event: each if it is needed, and comes in time."""
     tenant, session = record.key.tenant, record.session
     owner = Owner(_left_out)
     tasks: dict[str, asyncio.Task[Any]] = {"history": owner.spawn(_told(store.history(tenant, session)), "history")}
     if record.state is State.QUEUED:
         tasks["active"] = owner.spawn(_told(store.active(tenant, session)), "active")
         tasks["workers"] = owner.spawn(_told(store.workers()), "workers")
+    if record.state is State.WAITING:
+        tasks["last"] = owner.spawn(_told(store.read(record.key, record.seq - 1, 1)), "last")
     for late in await settle(tasks.values(), _LIMIT_S):
         late.cancel()
     done = {name: task for name, task in tasks.items() if task.done() and not task.cancelled()}

@@ -216,15 +216,22 @@ class Sessions:
         limit: int,
         after: str,
     ) -> list[RunRecord]:
-        """Newest first."""
-        return await self._store.list_runs(tenant, session=session, state=state, limit=limit, after=after)
+        """Newest first; unknown_run where `after` never was one of the tenant's: an empty page would say the end."""
+        found = await self._store.list_runs(tenant, session=session, state=state, limit=limit, after=after)
+        if after and not found:
+            last = RunKey(tenant, after)
+            if (await self._store.read(last, 0, 1)).status is Status.UNKNOWN:
+                raise HoldfastError("unknown_run", f"after={after}: no such run", run=after)
+        return found
 
     def follow_list(self, tenant: str) -> ListWatch:
         """All runs of a tenant as they change, whichever process changes them."""
         return ListWatch(self._store, tenant)
 
     async def list_sessions(self, tenant: str, limit: int, after: str) -> list[SessionRecord]:
-        """Most recently used first."""
+        """Most recently used first; unknown_session where `after` is there no more: nor is its place."""
+        if after:
+            await self.session(tenant, after)
         return await self._store.list_sessions(tenant, limit=limit, after=after)
 
     async def session(self, tenant: str, session: str) -> SessionRecord:

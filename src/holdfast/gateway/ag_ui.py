@@ -52,8 +52,8 @@ class ResumeEntry(msgspec.Struct, rename="camel"):
 class ForwardedProps(msgspec.Struct):
     """What is ours in forwardedProps; the rest is passed over."""
 
-    on_busy: Policy = Policy.SUPERSEDE
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    on_busy: Policy | None = Policy.SUPERSEDE
+    on_disconnect: OnDisconnect | None = OnDisconnect.CONTINUE
     deadline_s: Deadline | None = None
     metadata: dict[str, Any] | None = None
 
@@ -106,8 +106,8 @@ async def run_agent(gate: Gate, request: Request) -> Response:
             context=results,
             remember=True,
             tools=tools,
-            on_busy=extra.on_busy,
-            on_disconnect=extra.on_disconnect,
+            on_busy=extra.on_busy or Policy.SUPERSEDE,
+            on_disconnect=extra.on_disconnect or OnDisconnect.CONTINUE,
             deadline_s=extra.deadline_s,
             metadata=check_metadata(extra.metadata or {}),
             instructions="\n".join(f"{each.description}: {each.value}" for each in body.context or ()),

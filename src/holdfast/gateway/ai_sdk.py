@@ -70,8 +70,8 @@ class ChatRequest(msgspec.Struct, rename={"message_id": "messageId"}):
     trigger: str | None = None
     message_id: str | None = None
     agent: Name | None = None
-    on_busy: Policy = Policy.SUPERSEDE
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    on_busy: Policy | None = Policy.SUPERSEDE
+    on_disconnect: OnDisconnect | None = OnDisconnect.CONTINUE
     deadline_s: Deadline | None = None
     metadata: dict[str, Any] | None = None
 
@@ -90,8 +90,8 @@ async def chat(gate: Gate, request: Request) -> Response:
             input=check_input(_text(last), gate.settings.input_bytes),
             session=body.id,
             agent=body.agent or "",
-            on_busy=body.on_busy,
-            on_disconnect=body.on_disconnect,
+            on_busy=body.on_busy or Policy.SUPERSEDE,
+            on_disconnect=body.on_disconnect or OnDisconnect.CONTINUE,
             deadline_s=body.deadline_s,
             metadata=check_metadata(body.metadata or {}),
             protocol=PROTOCOL,

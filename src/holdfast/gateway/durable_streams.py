@@ -21,11 +21,11 @@ from starlette.types import Receive, Scope, Send
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import encode_json
 from holdfast.domain.ids import RunKey
-from holdfast.gateway.events import JSON_TYPE, PAGE_EVENTS_MAX, LogStream, Opening, complete
+from holdfast.gateway.events import PAGE_EVENTS_MAX, LogStream, Opening, complete
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import PROBLEM_TYPE, Problem, document, invalid
 from holdfast.gateway.readers import Reader, pages
-from holdfast.gateway.requests import run_key
+from holdfast.gateway.requests import JSON_TYPE, run_key
 from holdfast.gateway.routes import Answer, Operation, Query
 from holdfast.ports.store import Page
 

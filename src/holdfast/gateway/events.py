@@ -23,13 +23,12 @@ from holdfast.gateway.access import Identity, identified
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import document
 from holdfast.gateway.readers import Reader, pages
-from holdfast.gateway.requests import run_key, wanted, whole_number
+from holdfast.gateway.requests import JSON_TYPE, run_key, wanted, whole_number
 from holdfast.gateway.routes import Answer, Operation, Query
 from holdfast.ports.store import Page
 
 PAGE_EVENTS_MAX = 500
 RETRY_MS = 1000
-JSON_TYPE = "application/json"
 OFFSET = r"^\d{1,15}(-\d{1,15})?$"
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from holdfast.domain.digest import Digest
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import TERMINAL, EventType, decode_event, encode_json
-from holdfast.domain.runs import OnDisconnect, Reason
+from holdfast.domain.runs import OnDisconnect, Policy, Reason
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
 from holdfast.gateway.events import LogStream, Offset, open_log
@@ -218,6 +218,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
     refuse_unsupported(body)
     asked = conversation(body, in_session=bool(session))
     tools = client_tools(body.tools, body.tool_choice, nested=True)
+    on_disconnect = body.on_disconnect or OnDisconnect.CANCEL
     agents = list(gate.sessions.agents())
     agent = choose_agent(body.model, [each.name for each in agents])
     if tools or asked.goes_on:
@@ -231,8 +232,8 @@ async def create_completion(gate: Gate, request: Request) -> Response:
             input="" if asked.goes_on else check_input(asked.prompt, gate.settings.input_bytes),
             session=session,
             agent=agent,
-            on_busy=body.on_busy,
-            on_disconnect=body.on_disconnect,
+            on_busy=body.on_busy or Policy.SUPERSEDE,
+            on_disconnect=on_disconnect,
             metadata=check_metadata(body.metadata or {}),
             instructions=asked.instructions,
             settings=sampling(body),
@@ -247,7 +248,7 @@ async def create_completion(gate: Gate, request: Request) -> Response:
         ),
     )
     record = made(created)
-    listens = body.on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
+    listens = on_disconnect is OnDisconnect.CANCEL and created.status is Status.OK
     opening = await open_log(gate, record.key, Offset())
     if not body.stream:
         return WholeAnswer(gate, record, opening, WholeCompletion(record), listens=listens)
@@ -267,6 +268,15 @@ async def create_completion(gate: Gate, request: Request) -> Response:
 async def list_models(gate: Gate, request: Request) -> Response:
     """GET /v1/models: the served agents."""
     return answer(ModelList([ModelItem(agent.name) for agent in gate.sessions.agents()]))
+
+
+async def get_model(gate: Gate, request: Request) -> Response:
+    """GET /v1/models/{model}: one of the served agents."""
+    name = request.path_params["model"]
+    served = [agent.name for agent in gate.sessions.agents()]
+    if name not in served:
+        raise HoldfastError("unknown_agent", f"no model {name[:200]!r}; served are {', '.join(served)}", param="model")
+    return answer(ModelItem(name))
 
 
 def ending(kind: str, event: dict[str, Any]) -> tuple[str, str, str]:
@@ -317,5 +327,13 @@ OPERATIONS = (
         list_models,
         "List the served agents",
         (Answer(200, "The agents", ModelList),),
+    ),
+    Operation(
+        "GET",
+        "/v1/models/{model}",
+        get_model,
+        "Get a served agent",
+        (Answer(200, "The agent", ModelItem),),
+        errors=("unknown_agent",),
     ),
 )

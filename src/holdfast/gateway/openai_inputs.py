@@ -75,7 +75,7 @@ class ResponseBody(msgspec.Struct):
     tool_choice: Any = None
     prompt: Any = None
     max_tool_calls: int | None = None
-    on_busy: Policy = Policy.SUPERSEDE
+    on_busy: Policy | None = Policy.SUPERSEDE
     on_disconnect: OnDisconnect | None = None
 
 

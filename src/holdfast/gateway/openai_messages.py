@@ -100,8 +100,8 @@ class ChatBody(msgspec.Struct):
     functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
-    on_busy: Policy = Policy.SUPERSEDE
-    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+    on_busy: Policy | None = Policy.SUPERSEDE
+    on_disconnect: OnDisconnect | None = OnDisconnect.CANCEL
 
 
 class Conversation(NamedTuple):

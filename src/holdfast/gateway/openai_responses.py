@@ -15,7 +15,7 @@ from starlette.responses import Response
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.events import decode_event
 from holdfast.domain.ids import RunKey
-from holdfast.domain.runs import OnDisconnect
+from holdfast.domain.runs import OnDisconnect, Policy
 from holdfast.engine.sessions import StartRequest
 from holdfast.gateway.bodies import check_id, check_input, check_metadata, idempotency_key, read_json
 from holdfast.gateway.events import LogStream, Offset, Opening, open_log
@@ -78,7 +78,7 @@ async def create_response(gate: Gate, request: Request) -> Response:
             session=session,
             follows=follows,
             agent=agent,
-            on_busy=body.on_busy,
+            on_busy=body.on_busy or Policy.SUPERSEDE,
             on_disconnect=on_disconnect,
             metadata=check_metadata(body.metadata or {}),
             instructions=asked.instructions,

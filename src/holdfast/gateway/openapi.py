@@ -14,9 +14,9 @@ from holdfast.domain.errors import CATALOGUE
 from holdfast.domain.ids import ID_PATTERN
 from holdfast.gateway.gate import Gate
 from holdfast.gateway.problems import OPENAI_PREFIX, PROBLEM_TYPE, OpenAIError, Problem
+from holdfast.gateway.requests import JSON_TYPE
 from holdfast.gateway.routes import Answer, Operation, answer
 
-JSON_TYPE = "application/json"
 _EVERYWHERE = (
     "unauthorized",
     "forbidden_origin",

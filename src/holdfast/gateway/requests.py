@@ -14,6 +14,7 @@ from holdfast.gateway.bodies import check_id
 from holdfast.gateway.problems import invalid
 from holdfast.gateway.routes import Query
 
+JSON_TYPE = "application/json"
 LIST_DEFAULT = 50
 LIST_MAX = 200
 WAIT_S_MAX = 30.0
@@ -85,19 +86,14 @@ def wait_limit(request: Request) -> float:
 
 
 def wanted(request: Request, offered: Sequence[str]) -> str:
-    """Which of `offered` the Accept header prefers; the first where it names none of them."""
-    best, best_q = offered[0], 0.0
-    for name, q in _accepted(request):
-        for media_type in offered:
-            if q > best_q and _covers(name, media_type):
-                best, best_q = media_type, q
-    return best
+    """Which of `offered` the Accept header prefers; the first where it accepts none of them."""
+    return _preferred(request, offered) or offered[0]
 
 
 def asks_for(request: Request, offered: Sequence[str]) -> str:
-    """Which of `offered` Accept names outright, by no wildcard; "" where it names none."""
-    named = sorted((name for name in _accepted(request) if name[0] in offered), key=lambda item: -item[1])
-    return named[0][0] if named and named[0][1] > 0 else ""
+    """Which of `offered` Accept prefers, and names outright, by no wildcard; else "", as for `application/json`."""
+    found = _preferred(request, (JSON_TYPE, *offered))
+    return found if found in offered and any(name == found for name, _ in _accepted(request)) else ""
 
 
 def trace_of(request: HTTPConnection) -> str:
@@ -122,5 +118,25 @@ def _accepted(request: Request) -> list[tuple[str, float]]:
     return found
 
 
-def _covers(accepted: str, media_type: str) -> bool:
-    return accepted in (media_type, "*/*", media_type.split("/", 1)[0] + "/*")
+def _preferred(request: Request, offered: Sequence[str]) -> str:
+    """The best of `offered` by RFC 9110: each has the weight of what names it most closely; "" where none is accepted.
+
+    Of equal weights the closer name counts, then the order of the header, then our own.
+    """
+    best, best_rank = "", (0.0, 0, 0)
+    accepted = _accepted(request)
+    for media_type in offered:
+        named = [(_closeness(name, media_type), -at, q) for at, (name, q) in enumerate(accepted)]
+        closeness, at, q = max(named, default=(0, 0, 0.0))
+        if closeness and q > 0 and (q, closeness, at) > best_rank:
+            best, best_rank = media_type, (q, closeness, at)
+    return best
+
+
+def _closeness(accepted: str, media_type: str) -> int:
+    """How closely `accepted` names `media_type`: 3 outright, 2 by its type, 1 by `*/*`, 0 not at all."""
+    if accepted == media_type:
+        return 3
+    if accepted == media_type.split("/", 1)[0] + "/*":
+        return 2
+    return 1 if accepted == "*/*" else 0

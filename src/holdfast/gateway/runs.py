@@ -46,8 +46,8 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     input: Annotated[str, msgspec.Meta(min_length=1)]
     session: Id | None = None
     agent: Name | None = None
-    on_busy: Policy = Policy.SUPERSEDE
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    on_busy: Policy | None = Policy.SUPERSEDE
+    on_disconnect: OnDisconnect | None = OnDisconnect.CONTINUE
     deadline_s: Deadline | None = None
     metadata: dict[str, Any] | None = None
 
@@ -162,8 +162,8 @@ def start_request(gate: Gate, body: StartBody, *, idempotency_key: str, trace: s
         input=check_input(body.input, gate.settings.input_bytes),
         session=check_id(body.session, "session") if body.session is not None else "",
         agent=body.agent or "",
-        on_busy=body.on_busy,
-        on_disconnect=body.on_disconnect,
+        on_busy=body.on_busy or Policy.SUPERSEDE,
+        on_disconnect=body.on_disconnect or OnDisconnect.CONTINUE,
         deadline_s=body.deadline_s,
         metadata=check_metadata(body.metadata or {}),
         idempotency_key=idempotency_key,
@@ -238,7 +238,7 @@ OPERATIONS = (
             Query("state", "In this state only", {"type": "string", "enum": [str(s) for s in State]}),
             *PAGING,
         ),
-        errors=("invalid_request",),
+        errors=("invalid_request", "unknown_run"),
     ),
     Operation(
         "GET", "/api/runs/{run}", get_run, "Get a run's record", (_RECORD,), errors=("unknown_run", "invalid_request")

@@ -4,6 +4,7 @@ What is added to uvicorn, and why:
 - a limit on connections, answered with a problem and not with text; probes are let through a little longer
 - a limit on the size of a request's head and on the time it may take (uvicorn waits for ever for a first request)
 - TCP_USER_TIMEOUT, so that a client that vanished without a word is noticed
+- answers to HTTP/1.0 without chunks
 - `holdfast.abort`, so that a connection whose client takes nothing can be dropped with its unsent bytes
 Signals are not taken: `stop()` is the only way to end it.
 """
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from holdfast.aio import Owner, closed_here, not_for_forks, settle
 from holdfast.domain.errors import HoldfastError
+from holdfast.gateway import http_1_0
 from holdfast.gateway.app import GatewayApp
 from holdfast.gateway.probes import ProbeApp
 from holdfast.gateway.problems import respond
@@ -258,8 +260,12 @@ def _protocol(connections: int) -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             self._head_ended()
-            self.app = _overloaded if self._surplus and self._path() not in _PROBES else self._served
+            app = _overloaded if self._surplus and self._path() not in _PROBES else self._served
+            old = http_1_0.Unchunked(app) if self.parser.get_http_version() == http_1_0.VERSION else None
+            self.app = old or app
             super().on_headers_complete()
+            if old is not None:
+                old.cycle = self.cycle
 
         def on_message_complete(self) -> None:
             super().on_message_complete()

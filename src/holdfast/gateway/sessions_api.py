@@ -74,7 +74,7 @@ OPERATIONS = (
         "List sessions, most recently used first",
         (Answer(200, "A page of sessions", SessionList),),
         query=PAGING,
-        errors=("invalid_request",),
+        errors=("invalid_request", "unknown_session"),
     ),
     Operation(
         "GET",

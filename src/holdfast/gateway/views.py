@@ -15,9 +15,10 @@ LISTED_INPUT_CHARACTERS = 280
 
 
 class Timings(msgspec.Struct):
-    """Milliseconds; null while the phase has not ended."""
+    """Milliseconds; null while the phase has not ended. `ttft_ms` is from creation to the first content."""
 
     queued_ms: int | None
+    ttft_ms: int | None
     running_ms: int | None
     total_ms: int | None
 
@@ -198,6 +199,7 @@ def _timings(record: RunRecord) -> Timings:
     left_queue = record.started_at or record.ended_at
     return Timings(
         queued_ms=_between(record.created_at, left_queue),
+        ttft_ms=record.ttft_ms,
         running_ms=_between(record.started_at, record.ended_at),
         total_ms=_between(record.created_at, record.ended_at),
     )

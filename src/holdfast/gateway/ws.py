@@ -123,7 +123,7 @@ class Socket:
                 await self._take(message)
             except BadFrame as error:
                 self._bad += 1
-                await self._wire.write([error_frame(error, None, error.id)])
+                await self._wire.write([error_frame(error, error.of, error.id)])
                 if self._bad > BAD_FRAMES_MAX:
                     self._wire.end(error.close, f"{self._bad} bad frames: {error.detail}")
 

@@ -6,7 +6,7 @@ text is. Where a refused frame has an id, the error carries it, so that its clie
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -90,13 +90,17 @@ class BadFrame(HoldfastError):
 
     Attributes:
         id: What the frame called itself, where that could be read.
+        of: The operation that it asked for, where that could be read.
         close: The close code, once there were too many of them.
     """
 
-    def __init__(self, error: HoldfastError, close: int, request_id: str | int | None = None) -> None:
+    def __init__(
+        self, error: HoldfastError, close: int, request_id: str | int | None = None, of: str | None = None
+    ) -> None:
         """As `error`."""
         super().__init__(error.code, error.detail, remedy=error.remedy, **error.fields)
         self.id = request_id
+        self.of = of
         self.close = close
 
 
@@ -104,8 +108,13 @@ class _Named(msgspec.Struct):
     id: RequestId = None
 
 
+class _Asking(msgspec.Struct):
+    op: Literal["start", "subscribe", "unsubscribe", "stop", "steer", "decide", "ping"]
+
+
 _frames = msgspec.json.Decoder(ClientFrame)
 _named = msgspec.json.Decoder(_Named)
+_asking = msgspec.json.Decoder(_Asking)
 _REMEDY = "send text frames of JSON objects with an op; docs/protocol.md has their fields"
 
 
@@ -121,7 +130,7 @@ def read_frame(text: str | None) -> ClientFrame:
         found: ClientFrame = _frames.decode(text)
     except msgspec.ValidationError as error:
         refused = HoldfastError("invalid_request", f"the frame does not fit: {error}"[:500], remedy=_REMEDY)
-        raise BadFrame(refused, 1008, _id_of(text)) from error
+        raise BadFrame(refused, 1008, _id_of(text), _operation_of(text)) from error
     except RecursionError as error:
         raise BadFrame(invalid("the frame is nested too deeply"), 1007) from error
     except (msgspec.DecodeError, UnicodeError) as error:
@@ -177,5 +186,12 @@ def check_run(text: str) -> str:
 def _id_of(text: str) -> str | int | None:
     try:
         return _named.decode(text).id
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _operation_of(text: str) -> str | None:
+    try:
+        return _asking.decode(text).op
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None

@@ -76,6 +76,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
                 if self.close_sent:  # while it waited
                     raise ClientDisconnected from None
                 raise
+            if message["type"] == "websocket.http.response.body":  # refused; uvicorn would log that nothing was said
+                self.handshake_complete = True
             return
         self.writable.set()
         await super().send(message)

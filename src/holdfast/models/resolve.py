@@ -100,6 +100,8 @@ class ModelClient:
                 openai_chat_streaming_requires_finish_reason=True,
                 # llama.cpp's server, for one, knows only the older field, and silently answers without end.
                 openai_chat_supports_max_completion_tokens=False,
+                # An agent's instructions and those of one run are two; many models' templates refuse a second one.
+                openai_chat_supports_multiple_system_messages=False,
             ),
         )
 

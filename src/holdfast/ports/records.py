@@ -148,6 +148,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     receipt: dict[str, Any] | None = None
     output: str | None = None
     rehearsal: bool = False
+    ttft_ms: int | None = None  # from creation to the first content, known once it has ended
 
 
 class Shed(msgspec.Struct, frozen=True):
@@ -239,6 +240,7 @@ class Ending(msgspec.Struct, frozen=True):
     output: str | None = None
     history: HistoryEntry | None = None  # None: the store derives it from input, checkpoint and log
     rehearsal: bool = False
+    ttft_ms: int | None = None
     leave_inbox: bool = False  # unread steered input becomes one queued run instead of PENDING_INPUT
 
 

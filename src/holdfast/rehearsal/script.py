@@ -204,7 +204,7 @@ def parse(message: str) -> tuple[Segment, ...] | None:
     """
     segments: list[list[Step]] = [[]]
     directives = 0
-    for number, line in enumerate(message.splitlines(), start=1):
+    for number, line in enumerate(message.split("\n"), start=1):  # no other character ends a line: it may be text
         stripped = line.strip()
         found = _DIRECTIVE.match(stripped)
         if found is None:

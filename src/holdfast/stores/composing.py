@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast.domain.digest import Digest
+from holdfast.domain.digest import INTERRUPTED, Digest, OpenCall
 from holdfast.domain.errors import run_error
-from holdfast.domain.events import EventType
+from holdfast.domain.events import EventType, moment_ms
 from holdfast.domain.messages import HistoryEntry
 from holdfast.domain.receipts import reaper_receipt
 from holdfast.domain.runs import Policy, Reason, State, Trigger
@@ -68,11 +68,18 @@ class Result(msgspec.Struct, omit_defaults=True):
     error: dict[str, Any] | None = None
     receipt: dict[str, Any] | None = None
     output: str | None = None
+    ttft_ms: int | None = None
 
 
 def result_of(ending: Ending) -> Result:
     """The part of `ending` that records show."""
-    return Result(usage=ending.usage, error=ending.error, receipt=ending.receipt, output=ending.output)
+    return Result(
+        usage=ending.usage,
+        error=ending.error,
+        receipt=ending.receipt,
+        output=ending.output,
+        ttft_ms=ending.ttft_ms,
+    )
 
 
 def begins(events: Sequence[bytes]) -> bool:
@@ -82,8 +89,10 @@ def begins(events: Sequence[bytes]) -> bool:
 
 def end_from_outside(
     fold: Digest, state: State, reason: Reason, by: str, *, asked_at: int, wall: int, killed: bool, cut_off: bool
-) -> tuple[EventType, dict[str, Any], Ending]:
-    """The terminal event of a run that no worker writes any more, and the ending that goes with it.
+) -> tuple[list[tuple[EventType, dict[str, Any]]], Ending]:
+    """The last events of a run that no worker writes any more, and the ending that goes with them.
+
+    Every call that has no end is given one, then comes the terminal event.
 
     Args:
         fold: The log's digest.
@@ -95,7 +104,8 @@ def end_from_outside(
         killed: Whether the process that worked on it is known to be dead.
         cut_off: Whether it may still work on it: it held the run and did not answer.
     """
-    receipt = reaper_receipt(asked_at, wall, fold.open_calls(), killed=killed, cut_off=cut_off, unbegun=fold.asked)
+    open_calls = fold.open_calls()
+    receipt = reaper_receipt(asked_at, wall, open_calls, killed=killed, cut_off=cut_off, unbegun=fold.asked)
     usage, partial = fold.usage(), fold.partial()
     fields: dict[str, Any] = {"reason": reason}
     error = None
@@ -105,8 +115,29 @@ def end_from_outside(
     else:
         fields["by"] = by
     fields |= {"partial": partial, "usage": usage, "receipt": receipt}
-    ending = Ending(state, reason, usage=usage, error=error, receipt=receipt, output=partial or None, leave_inbox=True)
-    return _TYPES[state], fields, ending
+    ending = Ending(
+        state,
+        reason,
+        usage=usage,
+        error=error,
+        receipt=receipt,
+        output=partial or None,
+        ttft_ms=fold.ttft_ms,
+        leave_inbox=True,
+    )
+    closed = [(EventType.TOOL_FINISHED, _interrupted(call, wall)) for call in open_calls]
+    return [*closed, (_TYPES[state], fields)], ending
+
+
+def _interrupted(call: OpenCall, wall: int) -> dict[str, Any]:
+    """The end of a call that its worker did not write; what became of it is in the receipt."""
+    return {
+        "call": call.call,
+        "name": call.name,
+        "outcome": "interrupted",
+        "result": INTERRUPTED,
+        "duration_ms": max(0, wall - moment_ms(call.at)) if call.at else None,
+    }
 
 
 def derived_entry(

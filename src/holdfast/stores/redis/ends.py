@@ -138,7 +138,7 @@ def _composition(wanted: Wanted, fold: _Folded, more: Sequence[bytes] | None) ->
     """What `take_composed` in scripts/lib/ends.lua takes for one run."""
     event, result = b"", b""
     if more is None:  # else its worker ends it, and has both
-        kind, fields, ending = end_from_outside(
+        last, ending = end_from_outside(
             fold.digest,
             wanted.state,
             wanted.reason,
@@ -148,7 +148,10 @@ def _composition(wanted: Wanted, fold: _Folded, more: Sequence[bytes] | None) ->
             killed=wanted.killed,
             cut_off=wanted.cut_off,
         )
-        event = encode_event(wanted.head + 1, wanted.run, kind, wanted.wall, fields)
+        event = b"\n".join(  # none of them has a line feed of its own
+            encode_event(seq, wanted.run, kind, wanted.wall, fields)
+            for seq, (kind, fields) in enumerate(last, wanted.head + 1)
+        )
         result = msgspec.json.encode(result_of(ending))
     own = [decode_event(data) for data in more or ()]
     digest = Digest([*fold.events, *own]) if own else fold.digest

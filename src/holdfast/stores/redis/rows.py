@@ -81,6 +81,7 @@ def record_of(reply: list[Any] | None) -> RunRecord | None:
         receipt=end.receipt,
         output=end.output,
         rehearsal=bool(rehearsal),
+        ttft_ms=end.ttft_ms,
     )
 
 

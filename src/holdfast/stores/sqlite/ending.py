@@ -48,10 +48,10 @@ def end_from_outside(
         The ends that the caller has to tell.
     """
     fold = log.digest(tx, row["n"]) if fold is None else fold
-    kind, fields, ending = composing.end_from_outside(
+    last, ending = composing.end_from_outside(
         fold, state, reason, by, asked_at=row["stop_at"] or tx.wall, wall=tx.wall, killed=killed, cut_off=cut_off
     )
-    log.write_event(tx, row, kind, fields, row["epoch"] + 1)
+    log.write_events(tx, row, last, row["epoch"] + 1)
     entry = derived_entry(tx, row, state, fold)
     tx.run("UPDATE runs SET epoch = epoch + 1, claim = '', stop_by = ? WHERE n = ?", by, row["n"])
     close(tx, row, ending, entry)

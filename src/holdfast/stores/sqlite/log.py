@@ -32,7 +32,16 @@ def write(tx: Tx, row: sqlite3.Row, events: Sequence[bytes], epoch: int) -> int:
 
 def write_event(tx: Tx, row: sqlite3.Row, kind: EventType, fields: dict[str, Any], epoch: int) -> int:
     """Compose and append one event of the store's own."""
-    return write(tx, row, [encode_event(row["head"] + 1, row["id"], kind, tx.wall, fields)], epoch)
+    return write_events(tx, row, [(kind, fields)], epoch)
+
+
+def write_events(tx: Tx, row: sqlite3.Row, events: Sequence[tuple[EventType, dict[str, Any]]], epoch: int) -> int:
+    """Compose and append events of the store's own."""
+    encoded = [
+        encode_event(seq, row["id"], kind, tx.wall, fields)
+        for seq, (kind, fields) in enumerate(events, row["head"] + 1)
+    ]
+    return write(tx, row, encoded, epoch)
 
 
 def holds(tx: Tx, row: sqlite3.Row, base: int, events: Sequence[bytes]) -> bool:

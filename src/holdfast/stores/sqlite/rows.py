@@ -76,6 +76,7 @@ def record_of(tx: Tx, row: sqlite3.Row) -> RunRecord:
         receipt=result.receipt,
         output=result.output,
         rehearsal=bool(row["rehearsal"]),
+        ttft_ms=result.ttft_ms,
     )
 
 

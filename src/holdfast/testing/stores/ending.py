@@ -40,13 +40,14 @@ class EndingRuns(StoreCase):
             error={"code": "tool_error", "message": "m"},
             receipt={"by": "worker"},
             output="bye",
+            ttft_ms=7,
         )
         answer = await rig.store.finish(holder.key, holder.fence, holder.head, events, ending)
         assert (answer.status, answer.head) == (Status.OK, holder.head + 2)
         record = await rig.record(holder.key)
         assert (record.usage, record.receipt, record.output) == ({"requests": 2}, {"by": "worker"}, "bye")
         assert record.error == {"code": "tool_error", "message": "m"}
-        assert record.ended_at is not None
+        assert (record.ended_at is not None, record.ttft_ms) == (True, 7)
         assert (record.position, record.due_in_ms, record.lease_left_ms) == (None, None, None)
         assert (await rig.store.read(holder.key, holder.head)).events == events
 

@@ -89,6 +89,11 @@ class Reaping(StoreCase):
         assert receipt["tools"] == [{"call": "c2", "name": "slow", "ended": "abandoned"}]
         record = await rig.record(holder.key)
         assert (record.usage, record.error, record.receipt) == (last["usage"], last["error"], receipt)
+        assert record.ttft_ms is not None
+        closed = (await rig.log(holder.key))[-2]
+        assert (closed["type"], closed["call"], closed["name"]) == ("tool.finished", "c2", "slow")
+        assert (closed["outcome"], closed["seq"]) == ("interrupted", last["seq"] - 1)
+        assert isinstance(closed["duration_ms"], int)
 
     async def test_the_reaper_does_not_count_what_was_discarded(self, rig: Rig) -> None:
         """[READ] epoch 1 showed 'Hello wor', epoch 2 regenerates it: the partial has it once."""

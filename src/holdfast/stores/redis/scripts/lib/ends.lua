@@ -6,8 +6,8 @@
 local END_ARGS = 13
 local composed, wanted = {}, {}
 
--- Compositions stand in ARGV from `first` on: uid, epoch, head, inbox_n, state, reason, by, event, result, entry,
--- id, spec and run.created of the run that unread input becomes.
+-- Compositions stand in ARGV from `first` on: uid, epoch, head, inbox_n, state, reason, by, events (a line each), result,
+-- entry, id, spec and run.created of the run that unread input becomes.
 local function take_composed(first)
   for i = first, #ARGV, END_ARGS do
     composed[ARGV[i]] = {
@@ -89,7 +89,7 @@ end
 -- Who tells of it is decided after: until then the end is unsaid (1; 2: it was cut off).
 local function end_from_outside(row, c, left)
   local cut_off = row.state == 'running' and not left
-  write_event(row, c.event, row.epoch + 1)
+  for event in string.gmatch(c.event, '[^\n]+') do write_event(row, event, row.epoch + 1) end
   set(row, {epoch = row.epoch + 1, claim = '', stop_by = c.by})
   close(row, c.state, c.reason, c)
   set(row, {unsaid = cut_off and 2 or 1})
