@@ -59,6 +59,16 @@ class OpenCall:
         self.name = name
         self.at = at
 
+    def cut_short(self, duration_ms: float | None) -> dict[str, Any]:
+        """The fields of its tool.finished, where the run ends before it did."""
+        return {
+            "call": self.call,
+            "name": self.name,
+            "outcome": "interrupted",
+            "result": INTERRUPTED,
+            "duration_ms": duration_ms,
+        }
+
 
 class Digest:
     """The fold. Feed it every event of one run in order, from the first or from a checkpoint on."""

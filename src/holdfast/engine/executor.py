@@ -21,7 +21,6 @@ from typing import Any, Final, TypeVar
 
 from holdfast.aio import Owner, settle
 from holdfast.config import Settings
-from holdfast.domain.digest import INTERRUPTED
 from holdfast.domain.errors import AgentExit, RunEnded, StoreUnavailable
 from holdfast.domain.events import EventType, encode_event
 from holdfast.domain.messages import HistoryEntry
@@ -399,14 +398,8 @@ class Executor:
         for call in appender.fold.open_calls():
             if result is not None and call.call in result.handed:
                 continue
-            finished = {
-                "call": call.call,
-                "name": call.name,
-                "outcome": "interrupted",
-                "result": INTERRUPTED,
-                "duration_ms": self._translator.tool_ms(call.call) if self._translator else None,
-            }
-            appender.put(EventType.TOOL_FINISHED, finished)
+            took_ms = self._translator.tool_ms(call.call) if self._translator else None
+            appender.put(EventType.TOOL_FINISHED, call.cut_short(took_ms))
 
     def _history_entry(self, appender: Appender, outcome: Outcome) -> HistoryEntry | None:
         """What the session keeps; None, where the agent could not say, lets the store derive it."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from holdfast.domain.digest import INTERRUPTED, Digest, OpenCall
+from holdfast.domain.digest import Digest, OpenCall
 from holdfast.domain.errors import run_error
 from holdfast.domain.events import EventType, moment_ms
 from holdfast.domain.messages import HistoryEntry
@@ -131,13 +131,7 @@ def end_from_outside(
 
 def _interrupted(call: OpenCall, wall: int) -> dict[str, Any]:
     """The end of a call that its worker did not write; what became of it is in the receipt."""
-    return {
-        "call": call.call,
-        "name": call.name,
-        "outcome": "interrupted",
-        "result": INTERRUPTED,
-        "duration_ms": max(0, wall - moment_ms(call.at)) if call.at else None,
-    }
+    return call.cut_short(max(0, wall - moment_ms(call.at)) if call.at else None)
 
 
 def derived_entry(
