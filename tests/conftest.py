@@ -65,6 +65,14 @@ def told(config):
     return {**config.stash.get(FIGURES, {}), **({"telemetry of the tests' own process": pumps} if pumps else {})}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What was captured goes from process to process as UTF-8, and some tests are about what that cannot say."""
+    report = yield
+    report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
+    return report
+
+
 def pytest_sessionfinish(session):
     """A process of `-n` hands what it has to tell to the one that prints."""
     if hasattr(session.config, "workeroutput"):
