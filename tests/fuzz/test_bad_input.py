@@ -98,7 +98,7 @@ WRONG = [
     {**BUSY, "input": ""},
     {**BUSY, "session": 7},
     {**BUSY, "agent": ["quick"]},
-    {**BUSY, "on_busy": None},
+    {**BUSY, "on_busy": ["supersede"]},
     {**BUSY, "on_disconnect": "maybe"},
     {**BUSY, "deadline_s": -1},
     {**BUSY, "deadline_s": 0},
