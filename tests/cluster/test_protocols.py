@@ -71,6 +71,7 @@ async def test_a_run_of_one_server_is_the_same_in_every_protocol_at_another(clus
         ]
         await client.ask("subscribe", run=run, after=0)
         await ask(until, lambda: http.get("/health")["readers"] >= READERS, "everybody looks")
+        await ask(cluster.until_text, run, "t3 ")
         await ask(http.ask, "POST", f"/api/runs/{run}/stop")
         (said, code), native, ai_sdk, ag_ui = await asyncio.gather(completion, *watchers)
         end = await client.end_of(run)
