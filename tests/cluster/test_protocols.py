@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.cluster.deployment import Cluster
+from tests.system.openai_reader import chat_completion
 from tests.system.support import Http, frames, until
 from tests.ws.support import socket
 
@@ -32,27 +33,11 @@ def joined(events: list[Any], kind: str, field: str) -> str:
     return "".join(event[field] for event in events if event.get("type") == kind)
 
 
-def chat(url: str) -> tuple[str, str]:
-    said = ""
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        try:
-            for chunk in client.chat.completions.create(
-                model=AGENT,
-                messages=[{"role": "user", "content": SCRIPT}],
-                stream=True,
-                extra_headers={"X-Session-Id": SESSION},
-            ):
-                said += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-        except openai.APIError as error:
-            return said, str(error.code)
-    return said, "no error"
-
-
 async def test_a_run_of_one_server_is_the_same_in_every_protocol_at_another(cluster: Cluster) -> None:
     """No server holds what a reader needs: the log does."""
     first, second = (f"http://127.0.0.1:{server.http.port}" for server in cluster.servers[:2])
     http, ask = cluster.servers[1].http, asyncio.to_thread
-    completion = asyncio.create_task(ask(chat, first))
+    completion = asyncio.create_task(ask(chat_completion, first, AGENT, SCRIPT, SESSION))
 
     def active() -> Any:
         status, found = http.ask("GET", f"/api/sessions/{SESSION}")

@@ -24,7 +24,6 @@ ADDRESS = "http://127.0.0.1:8484"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The server of `make demo`."""
-    pytest.importorskip("holdfast.app")
     server = Server(tmp_path_factory.mktemp("demo"), "demo", "--port", "0")
     yield server
     assert server.close() == 0
@@ -115,7 +114,6 @@ def test_node_block(demo):
 )
 def test_examples_are_served(tmp_path, spec, prompt, heard):
     """What people copy first works as it stands."""
-    pytest.importorskip("holdfast.app")
     for example in (ROOT / "examples").glob("*.py"):
         shutil.copy(example, tmp_path)
     (tmp_path / "model").mkdir()
@@ -204,7 +202,6 @@ def within(limit_s: float, ask):
 @pytest.mark.timeout(60)
 def test_prompts_of_the_testing_page_end_as_it_says(tmp_path):
     """The table tells people what to expect of their agent; ours behaves so."""
-    pytest.importorskip("holdfast.app")
     (tmp_path / "model").mkdir()
     shutil.copy(ROOT / "examples" / "app.py", tmp_path)
     model = Server(tmp_path / "model", "rehearse", "--port", "0")

@@ -59,3 +59,13 @@ def outcomes(report: Report) -> dict[str, str]:
 def failures(report: Report) -> dict[str, str]:
     """What happened in each scenario that failed."""
     return {result.name: result.seen for result in report.results if result.outcome == "failed"}
+
+
+def assert_found(report: Report, scenario: str, words: str) -> None:
+    """The one scenario that was tried has failed, says what was seen, and what it should have been."""
+    assert list(failures(report)) == [scenario]
+    assert words in failures(report)[scenario]
+    assert not report.ok
+    (result,) = report.results
+    assert result.expected
+    assert result.promise

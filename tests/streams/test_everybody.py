@@ -8,12 +8,12 @@ import subprocess
 from contextlib import suppress
 from typing import Any
 
-import openai
 import pytest
 
 from holdfast.client import Client
 from tests.deploy.nginx import Nginx
 from tests.streams.node import node
+from tests.system.openai_reader import chat_completion
 from tests.system.support import HOLDFAST, Http, System, frames, until
 from tests.ws.support import socket
 
@@ -22,23 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 SESSION = "everybody"
 SCRIPT = "!think n=3\n!tokens n=20000 rate=40"
 READERS = 5  # who read over HTTP: chat completion, AI SDK, AG-UI, server-sent events, the Python client
-
-
-def _completion(url: str) -> tuple[str, str]:
-    """Text and the code of its end, as the openai client has them."""
-    said = ""
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        try:
-            for chunk in client.chat.completions.create(
-                model="asker",
-                messages=[{"role": "user", "content": SCRIPT}],
-                stream=True,
-                extra_headers={"X-Session-Id": SESSION},
-            ):
-                said += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-        except openai.APIError as error:
-            return said, str(error.code)
-    return said, "no error"
 
 
 def _event_source(http: Http, run: str) -> list[dict[str, Any]]:
@@ -62,7 +45,7 @@ async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(ngi
     """
     url = f"http://127.0.0.1:{nginx.http.port}"
     ask = asyncio.to_thread
-    completion = asyncio.create_task(ask(_completion, url))
+    completion = asyncio.create_task(ask(chat_completion, url, "asker", SCRIPT, SESSION))
 
     def active() -> str | None:
         with suppress(AssertionError):

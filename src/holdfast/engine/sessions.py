@@ -176,10 +176,10 @@ class Sessions:
         Where a prompt has just superseded what is active, that prompt is stopped: it is next, and what is meant.
         """
         await self.session(tenant, session)
-        # The queue first: a prompt that leaves it in between is active by then.
-        queued = await self._store.list_runs(tenant, session=session, state=State.QUEUED, limit=_QUEUE_MAX)
         active = await self._store.active(tenant, session)
         if active is not None and active.stopping is Reason.SUPERSEDED:
+            queued = await self._store.list_runs(tenant, session=session, state=State.QUEUED, limit=_QUEUE_MAX)
+            active = await self._store.active(tenant, session)  # it, where it left the queue before we looked there
             active = next((each for each in queued if each.policy is Policy.SUPERSEDE), active)
         return None if active is None else await self.stop(active.key, by)
 
