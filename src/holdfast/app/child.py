@@ -20,18 +20,16 @@ import threading
 import time
 import traceback
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import uvloop
 
-from holdfast.agents.synthetic import SyntheticAgent
 from holdfast.aio import Owner, not_for_forks, settle, wait_event
 from holdfast.app.errors import StartError
-from holdfast.app.interpreter import share_fairly
+from holdfast.app.interpreter import settle_imports, share_fairly, unswept
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, observe, own_logging, worker_facts
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line, write_long
-from holdfast.app.served import Served, load_served
 from holdfast.config import Settings
 from holdfast.domain import secrets
 from holdfast.domain.ids import RunKey
@@ -40,6 +38,9 @@ from holdfast.engine.worker import Worker, worker_name
 from holdfast.ports.clock import SystemClock
 from holdfast.stores.opening import OpenStore, StoreError, elsewhere, open_store
 from holdfast.telemetry import Log, guard_prints
+
+if TYPE_CHECKING:
+    from holdfast.app.served import Served
 
 _BEAT_S: Final = 0.25
 _OPEN_AGAIN_S: Final = 0.5
@@ -81,7 +82,7 @@ class Child:
         if not await self._until(self._configured):
             return 1
         try:
-            served = await load_served(self._settings, self._specs)
+            served = await self._load()
         except StartError as error:
             self._say({"report": "failed", "why": str(error)})
             return 1
@@ -96,7 +97,17 @@ class Child:
             await self._work(served)
         return 0
 
+    async def _load(self) -> Served:
+        """Import the agent libraries, then the agents; the end of the orders pipe is seen meanwhile, too."""
+        with unswept():
+            from holdfast.app.served import load_served
+
+        settle_imports()
+        return await load_served(self._settings, self._specs)
+
     async def _work(self, served: Served) -> None:
+        from holdfast.agents.synthetic import SyntheticAgent  # with the libraries of `_load`
+
         _ = self._owner.spawn(self._beat(), "beat")
         store = self._store = await self._open_store()
         if store is None or self._ended.is_set():

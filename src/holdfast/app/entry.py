@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from holdfast.app.errors import StartError
 from holdfast.config import Settings
-from holdfast.gateway.access import Access, BadKeys
+from holdfast.gateway.access import SECRET_BYTES_MIN, Access, BadKeys
 from holdfast.gateway.guards import is_loopback
-from holdfast.gateway.tokens import SECRET_BYTES_MIN
 from holdfast.telemetry import Log
 
 

@@ -19,7 +19,7 @@ from holdfast.app.build import version
 from holdfast.app.descriptors import raise_limit
 from holdfast.app.entry import make_access
 from holdfast.app.errors import StartError
-from holdfast.app.interpreter import share_fairly
+from holdfast.app.interpreter import settle_imports, share_fairly
 from holdfast.app.observing import own_logging
 from holdfast.app.remote import RemoteWorkers
 from holdfast.app.runtime import Runtime
@@ -29,7 +29,6 @@ from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
 from holdfast.gateway.refusing import RefusingApp
 from holdfast.gateway.server import BindError, Server
-from holdfast.rehearsal import CannotListen, RehearsalServer
 from holdfast.stores.opening import shown
 from holdfast.telemetry import Log, ensure_descriptors, guard_prints
 
@@ -57,6 +56,7 @@ def serve(settings: Settings, specs: Sequence[str], *, announce: Callable[[str],
     Raises:
         StartError: It cannot start; says why and what to do.
     """
+    settle_imports()
     share_fairly()
     ensure_descriptors()
     raise_limit(settings.connections)
@@ -177,6 +177,8 @@ async def _hurry(signals: Signals, runtime: Runtime) -> None:
 
 
 async def _rehearse(settings: Settings, stack: AsyncExitStack) -> Settings:
+    from holdfast.rehearsal import CannotListen, RehearsalServer  # of use in a demo only
+
     try:
         server = await stack.enter_async_context(RehearsalServer())
     except CannotListen as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from holdfast import __version__ as _version
 from holdfast.cli import chat as _chat
 from holdfast.cli import key as _key
 from holdfast.cli import probe as _probe
@@ -16,7 +15,7 @@ __all__ = ["main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version, prog_name="holdfast")
+@click.version_option(package_name="holdfast", prog_name="holdfast")
 def main() -> None:
     """Run AI agents so that no run ever hangs.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,6 +83,8 @@ def _options(url: str, given: dict[str, Any]) -> Options:
 
 def _probe(options: Options, chosen: tuple[Scenario, ...], *, as_json: bool) -> None:
     """Run it to its end, or to Ctrl-C; then the report and the exit code."""
+    import asyncio
+
     from holdfast.probe import Refused, Unreachable
 
     found: list[Probe] = []

@@ -148,8 +148,10 @@ def _asked(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -
 def _serve(agents: Sequence[str], options: dict[str, Any], *, rehearsal: bool) -> None:
     settings = _asked(agents, options, rehearsal=rehearsal)
     from holdfast.app.errors import StartError
-    from holdfast.app.serving import serve
+    from holdfast.app.interpreter import unswept
 
+    with unswept():
+        from holdfast.app.serving import serve
     try:
         code = serve(settings, list(agents), announce=click.echo, rehearsal=rehearsal)
     except StartError as error:

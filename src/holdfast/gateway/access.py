@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import secrets
 import time
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,8 +20,11 @@ from holdfast.config import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import LOCAL_TENANT, SYNTHETIC_TENANT
 from holdfast.gateway.api_keys import READ, RUN, SCOPES, ApiKey, ApiKeys, BadKeys
-from holdfast.gateway.tokens import KeySet, Tokens, refused
+from holdfast.gateway.problems import refused
 from holdfast.telemetry import Log
+
+if TYPE_CHECKING:
+    from holdfast.gateway.tokens import KeySet, Tokens
 
 # What tells nobody's business: asked by load balancers and browsers, which have no key.
 OPEN: Final = frozenset({"/", "/livez", "/readyz", "/startupz", "/health", "/version", "/openapi.json", "/docs"})
@@ -29,6 +32,7 @@ OPEN: Final = frozenset({"/", "/livez", "/readyz", "/startupz", "/health", "/ver
 _READS: Final = frozenset({"GET", "HEAD"})
 _KNOWS_S: Final = 0.15  # a key set that must be fetched may take longer, and probes may not
 _SECRET_MAX: Final = 16_384
+SECRET_BYTES_MIN: Final = 32  # of a secret that signs, RFC 7518 section 3.2: a key as long as the hash
 _BEARER: Final = "bearer."  # a WebSocket's subprotocol that carries a key, for browsers, which can set no header
 
 
@@ -65,9 +69,12 @@ class Access:
         """
         secret = settings.jwt_secret.get_secret_value()
         self.keys = ApiKeys(settings.api_keys.get_secret_value(), settings.api_keys_file, log)
-        self.key_set = KeySet(settings.jwks_url, log) if settings.jwks_url else None
+        self.key_set: KeySet | None = None
         self.tokens: Tokens | None = None
-        if secret or self.key_set:
+        if secret or settings.jwks_url:
+            from holdfast.gateway.tokens import KeySet, Tokens  # with it come jwt and cryptography
+
+            self.key_set = KeySet(settings.jwks_url, log) if settings.jwks_url else None
             self.tokens = Tokens(
                 secret,
                 self.key_set,
@@ -205,6 +212,7 @@ __all__ = [
     "OPEN",
     "READ",
     "RUN",
+    "SECRET_BYTES_MIN",
     "SYNTHETIC",
     "Access",
     "BadKeys",

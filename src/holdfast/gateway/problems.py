@@ -55,6 +55,11 @@ def invalid(detail: str, param: str | None = None) -> HoldfastError:
     return HoldfastError("invalid_request", detail, **({} if param is None else {"param": param}))
 
 
+def refused(detail: str, remedy: str | None = None) -> HoldfastError:
+    """Somebody is not let in."""
+    return HoldfastError("unauthorized", detail, remedy=remedy)
+
+
 def document(error: HoldfastError) -> dict[str, Any]:
     """The problem document of one error."""
     return {
@@ -105,8 +110,8 @@ def from_http(error: HTTPException, path: str) -> Response:
     """Starlette's own refusals (no such path, wrong method) as problems; `Allow` is kept."""
     code = _FROM_STATUS.get(error.status_code, "invalid_request")
     detail = {"not_found": f"no such path: {path}", "method_not_allowed": f"wrong method for {path}"}
-    refused = HoldfastError(code, detail.get(code, str(error.detail)))
-    return respond(refused, path, dict(error.headers or {}))
+    problem = HoldfastError(code, detail.get(code, str(error.detail)))
+    return respond(problem, path, dict(error.headers or {}))
 
 
 def unexpected(error: Exception, path: str, log: Log) -> HoldfastError:

@@ -17,10 +17,10 @@ import jwt
 from jwt.types import Options
 
 from holdfast.domain.errors import HoldfastError
+from holdfast.gateway.problems import refused
 from holdfast.telemetry import Log
 
 TOKEN_BYTES_MAX: Final = 16_384
-SECRET_BYTES_MIN: Final = 32  # RFC 7518 section 3.2: a key as long as the hash
 TENANT_MAX: Final = 128
 
 _SHARED: Final = ("HS256", "HS384", "HS512")
@@ -186,11 +186,6 @@ def _key_set(data: bytes) -> jwt.PyJWKSet:
         return jwt.PyJWKSet.from_json(data.decode("utf-8"))
     except Exception as error:  # somebody else's document: too deep, of odd types; the keys that we have stay
         raise ValueError(f"not a key set: {type(error).__name__}: {error}"[:300]) from error
-
-
-def refused(detail: str, remedy: str | None = None) -> HoldfastError:
-    """Somebody is not let in."""
-    return HoldfastError("unauthorized", detail, remedy=remedy)
 
 
 def tenant_id(within: str, subject: str) -> str:
