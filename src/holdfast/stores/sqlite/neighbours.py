@@ -6,9 +6,11 @@ is found otherwise: the writer looks at SQLite's data_version, and a tail looks 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import socket
 import tempfile
 import threading
@@ -25,6 +27,7 @@ _DATAGRAM_BYTES_MAX: Final = 64 * 1024
 _TOPICS_MAX: Final = 100  # of at most 270 bytes each
 _JOIN_S: Final = 1.0
 _PATH_BYTES_MAX: Final = 103
+_BIND_TRIES: Final = 20
 
 
 def batched(topics: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -33,6 +36,10 @@ def batched(topics: Iterable[str], size: int) -> Iterator[list[str]]:
     while rest:
         yield rest[:size]
         rest = rest[size:]
+
+
+def _name() -> str:
+    return f"{os.getpid()}-{secrets.randbelow(1_000_000)}"
 
 
 def runtime_directory() -> Path:
@@ -51,7 +58,7 @@ class Neighbours:
         self._hub = hub
         digest = hashlib.sha256(os.path.realpath(database).encode()).hexdigest()[:16]
         self._directory = runtime_directory() / digest
-        self._own = self._directory / f"{os.getpid()}-{id(self) % 1_000_000}"
+        self._own = self._directory / _name()
         self._socket: socket.socket | None = None
         self._others: list[str] = []
         self._looked_at = 0.0
@@ -82,26 +89,50 @@ class Neighbours:
                 self._send(sock, message, other)
 
     def close(self) -> None:
-        """Stop listening and remove the socket; bounded."""
+        """Stop listening, and remove the socket; the last one removes the directory, too. Bounded."""
         self._ending.set()
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.sendto(b"", os.fspath(self._own))  # ends the wait of the listener
             self._listener.join(_JOIN_S)
+            self._leave(self._socket)
             self._socket.close()
-            self._own.unlink(missing_ok=True)
 
     def _bind(self) -> None:
+        """Have a socket in the directory, which whoever leaves last may remove just after it was made."""
         if len(os.fsencode(self._own)) > _PATH_BYTES_MAX:
             return
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            sock.bind(os.fspath(self._own))
-            sock.settimeout(0.5)
-        except OSError:
+        for _ in range(_BIND_TRIES):
+            try:
+                self._socket = self._bound()
+            except (FileExistsError, FileNotFoundError):  # it was there or not, and no longer is so
+                continue
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:  # by one that was killed, and had our pid
+                    self._own = self._directory / _name()
+                    continue
             return
-        self._socket = sock
+
+    def _bound(self) -> socket.socket:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            sock.bind(os.fspath(self._own))
+        except OSError:
+            sock.close()
+            raise
+        sock.settimeout(0.5)
+        return sock
+
+    def _leave(self, sock: socket.socket) -> None:
+        """Remove our name, those of the dead, and then the directory if nobody's is left in it."""
+        with suppress(OSError):
+            self._own.unlink(missing_ok=True)
+        self._look()
+        for other in list(self._others):
+            self._send(sock, b"", other)
+        with suppress(OSError):
+            self._directory.rmdir()
 
     def _send(self, sock: socket.socket, message: bytes, other: str) -> None:
         try:
