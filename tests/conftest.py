@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import shutil
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +18,7 @@ settings.register_profile(
 settings.load_profile("holdfast")
 
 FIGURES = pytest.StashKey()
+TEMPORARY = pytest.StashKey()
 
 # Otherwise pytest-asyncio's first look at the current loop makes one that nobody closes; its ResourceWarning fails
 # whichever test the garbage collector meets it in.
@@ -26,6 +29,33 @@ def pytest_configure(config):
     """In a broken mode an exporter of this process retries with random pauses while Hypothesis draws."""
     if any(os.environ.get(name) for name in MODE):
         config.addinivalue_line("filterwarnings", "ignore:Do not use the .random. module inside strategies")
+    if not hasattr(config, "workerinput"):  # processes of `-n` have it from the one that starts them
+        have_temporary_directory(config)
+
+
+def have_temporary_directory(config):
+    """What tests and their processes leave there (who is killed tidies nothing, browsers little) ends with the session.
+
+    The directories of `tmp_path` stay where pytest keeps those of the last three sessions.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    before = os.environ.get("TMPDIR")
+    made = tempfile.mkdtemp(prefix="hf-")  # short: a socket's path ends at 107 bytes
+    os.environ["TMPDIR"], tempfile.tempdir = made, None
+    config.stash[TEMPORARY] = (made, before)
+
+
+def pytest_unconfigure(config):
+    """The last step of a session; of the one that made the directory only."""
+    if TEMPORARY not in config.stash:
+        return
+    made, before = config.stash[TEMPORARY]
+    tempfile.tempdir = None
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=any(os.environ.get(name) for name in MODE))

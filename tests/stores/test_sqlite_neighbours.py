@@ -28,7 +28,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the directories are made; short, because a socket's path is."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", os.path.relpath(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", ".")
     return tmp_path / "holdfast"
 
 
