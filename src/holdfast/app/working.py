@@ -24,7 +24,7 @@ from holdfast.app.asking import answer_questions
 from holdfast.app.build import version
 from holdfast.app.entry import make_probe_access
 from holdfast.app.errors import StartError
-from holdfast.app.interpreter import share_fairly
+from holdfast.app.interpreter import settle_imports, share_fairly
 from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, look_at_sinks, observe, own_logging
 from holdfast.app.readiness import Readiness
 from holdfast.app.runtime import drain_of
@@ -67,6 +67,7 @@ def work(settings: Settings, specs: Sequence[str], *, announce: Callable[[str], 
             f"cannot start: {settings.store} has one worker, which `holdfast serve` starts; "
             "for workers of their own give --store redis://host:port/db"
         )
+    settle_imports()
     share_fairly()
     ensure_descriptors()
     guard_prints()

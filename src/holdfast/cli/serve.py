@@ -103,8 +103,10 @@ def worker(agents: tuple[str, ...], **options: Any) -> None:
     if not (agents or settings.model):
         _refuse(_NOTHING_TO_SERVE)
     from holdfast.app.errors import StartError
-    from holdfast.app.working import work
+    from holdfast.app.interpreter import unswept
 
+    with unswept():
+        from holdfast.app.working import work
     try:
         code = work(settings, list(agents), announce=click.echo)
     except StartError as error:
