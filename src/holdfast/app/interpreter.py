@@ -37,6 +37,6 @@ def unswept() -> Iterator[None]:
 def settle_imports() -> None:
     """What this process has imported stays to its end: it is looked at no more, whenever garbage is collected.
 
-    With a worker's libraries a full collection took 60 ms, in which the loop stands still.
+    With a worker's libraries a full collection took 80 ms, in which the loop stands still.
     """
     gc.freeze()
