@@ -118,7 +118,10 @@ def resume(remote: Remote, run: str) -> None:
 @_run_argument
 @remote_options
 def inspect(remote: Remote, run: str) -> None:
-    """Say why a run is not finished: what it waits on, and which timer ends that."""
+    """Say why a run is not finished.
+
+    That is: what it waits on, since when, and which timer ends that.
+    """
     with remote.client() as client:
         inspection = client.inspect(run)
     if remote.as_json:
