@@ -140,7 +140,7 @@ def test_inspect_says_why_a_run_is_not_finished(stub, holdfast):
     """The first line is the answer, the rest is what it rests on."""
     stub.create("slow one")
     lines = holdfast("inspect", "r_1").stdout.splitlines()
-    assert lines[0] == "run r_1: model, for 12.0 s; run_deadline in 9 min"
+    assert lines[0] == "run r_1 waits on model, for 12.0 s; run_deadline in 9 min"
 
 
 @pytest.mark.parametrize(

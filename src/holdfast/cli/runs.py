@@ -127,7 +127,7 @@ def inspect(remote: Remote, run: str) -> None:
     if remote.as_json:
         print_json(inspection)
         return
-    click.echo(f"run {run}: {wait_words(inspection)}")
+    click.echo(f"run {run} waits on {wait_words(inspection)}")
     for name, value in inspection.items():
         if name == "timers":
             for timer in value:
