@@ -25,8 +25,8 @@ help: ## List the targets
 install: $(INSTALLED) ## Put Holdfast and its tools into .venv (fast when nothing changed)
 
 .PHONY: demo
-demo: install ## Start the server with the bundled rehearsal model and a page to try it
-	$(BIN)/holdfast demo
+demo: install ## Start the server with the bundled rehearsal model and a page to try it (ARGS="--port 0")
+	$(BIN)/holdfast demo $(ARGS)
 
 ##@ Check
 

@@ -84,7 +84,10 @@ def test_a_key_that_is_made_lets_in(tmp_path: Path) -> None:
     assert len(secret) > 40
     assert secret not in line
     assert line.endswith("tenant=team scopes=read")
-    assert CliRunner().invoke(main, ["key", "al/ice"]).exit_code == 2
+    for name in ("al/ice", "a lice", "alice:x"):
+        refused = CliRunner().invoke(main, ["key", name])
+        assert refused.exit_code == 2
+        assert f"the name {name!r} is not 1 to 64 of" in refused.stderr
 
 
 async def test_the_page_asks_for_the_key(tmp_path: Path) -> None:

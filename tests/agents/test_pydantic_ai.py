@@ -380,6 +380,14 @@ async def test_each_fault_of_a_model_ends_the_run_with_its_code(rig: Rig, case: 
     assert case.script.encode() in ctx.recovered
 
 
+async def test_a_refusal_is_told_in_the_words_of_the_models_server(rig: Rig) -> None:
+    """The person at the screen reads what the provider said, and no Python dict around it."""
+    told = await tell(rig.agent().run(context("!status code=400")))
+    assert told.ended is not None
+    assert told.ended.message.startswith("rehearsal was refused with status 400: rehearsal: !status code=400")
+    assert "{" not in told.ended.message
+
+
 async def test_the_agents_own_exception_ends_its_run_with_its_type(rig: Rig) -> None:
     """Who wrote the agent must find the bug by the run's error alone."""
     agent = rig.agent()

@@ -25,3 +25,18 @@ def test_by_default_what_is_inside_is_shorter_than_what_is_around_it() -> None:
     assert default.stop_grace_s < default.loop_stall_s < default.lease_s
     assert default.queue_timeout_s < default.session_wait_s
     assert 2 * default.stop_grace_s < default.drain_s
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"HOLDFAST_STOP_GRACE": "1"}, "HOLDFAST_STOP_GRACE (environment); write HOLDFAST_STOP_GRACE_S if"),
+        ({"HOLDFAST_QQQ": "1"}, "HOLDFAST_QQQ (environment); remove it, or see docs/settings.md"),
+    ],
+    ids=["near", "far"],
+)
+def test_a_misspelled_setting_is_refused_with_the_name_that_was_meant(tmp_path, environ, said) -> None:
+    """A typing mistake must not leave a default in force, and should cost its author seconds."""
+    with pytest.raises(SettingsError) as refused:
+        load({}, directory=tmp_path, environ=environ)
+    assert said in str(refused.value)

@@ -58,6 +58,16 @@ def test_wrong_usage_is_exit_2(command):
     assert result.exit_code == 2, result.output
 
 
+def test_the_list_of_commands_says_each_in_whole_words():
+    """A newcomer who reads `holdfast --help` in a narrow terminal finds no sentence that breaks off."""
+    result = CliRunner().invoke(main, ["--help"], terminal_width=80)
+    assert result.exit_code == 0
+    for name, command in main.commands.items():
+        first = str(command.help).partition("\n")[0].rstrip(".")
+        assert f"  {name}" in result.stdout
+        assert first in result.stdout
+
+
 @pytest.mark.parametrize("command", [["events"], ["events", "-f"], ["stop"], ["resume"], ["inspect"]], ids=" ".join)
 def test_unknown_run_is_exit_1_with_code_and_remedy(holdfast, command):
     """P8: the code of the catalogue and its remedy reach the person at the terminal."""
@@ -130,7 +140,7 @@ def test_inspect_says_why_a_run_is_not_finished(stub, holdfast):
     """The first line is the answer, the rest is what it rests on."""
     stub.create("slow one")
     lines = holdfast("inspect", "r_1").stdout.splitlines()
-    assert lines[0] == "run r_1: model, for 12.0 s; run_deadline in 9 min"
+    assert lines[0] == "run r_1 waits on model, for 12.0 s; run_deadline in 9 min"
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,15 @@ def test_links_lead_somewhere(path: Path):
     assert [target for target in local if not (path.parent / target).exists()] == []
 
 
+def test_every_package_has_its_place_on_the_page_of_the_parts():
+    """Who comes to change something finds where it stands."""
+    packages = {path.parent.name for path in (ROOT / "src" / "holdfast").glob("*/__init__.py")}
+    table = rows(page("parts.md"), "## Which package knows which")
+    assert {name for row in table for name in row[0].split(", ")} == packages
+    for module in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", page("parts.md")):
+        assert (ROOT / "src" / "holdfast" / module).is_file(), module
+
+
 def test_readme_shows_the_example_as_it_is():
     """The six lines that people copy are the six lines that are tested."""
     (block,) = blocks("file", "app.py")

@@ -230,10 +230,13 @@ async def test_sessions_are_switched_and_made_anew(here: Site, tab: Browser) -> 
 
 async def test_a_rehearsal_is_announced(tmp_path: Path, tab: Browser) -> None:
     """P8: a scripted answer is never mistaken for a model's."""
+    size = {"width": 375, "height": 600, "deviceScaleFactor": 1, "mobile": True}
+    await tab.call("Emulation.setDeviceMetricsOverride", **size)
     async with site(tmp_path) as here:
         here.agents = [type(here.agents[0])("echo", "", "m", True, rehearsal=True)]
         await tab.open(here.url)  # before anything was asked: who sees it first is told first
         await tab.until("!document.getElementById('rehearsal').hidden")
+        assert await tab.js("document.getElementById('scroll').scrollTop") == 0  # however small the window
         await tab.js("document.querySelector('.tries button').click()")
         assert (await tab.js("document.getElementById('input').value")).startswith("!think")
         here.agents = [type(here.agents[0])("echo", "", "m", True, rehearsal=False)]

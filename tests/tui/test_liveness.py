@@ -1,6 +1,9 @@
 """What a run does now, in words."""
 
+import pytest
+
 from holdfast.domain.events import timestamp
+from holdfast.domain.words import answer_words
 from holdfast.tui.liveness import Liveness
 
 BEGAN = 1_000_000.0
@@ -51,3 +54,15 @@ def test_disconnected_is_not_stopped():
 def test_an_event_of_a_clock_ahead_is_of_now():
     """Two clocks never agree; an age is never negative."""
     assert "last progress 0 s ago" in live(event("run.created", 0), event("text.delta", 50), now=2)
+
+
+def test_a_wait_for_other_runs_is_no_time_of_the_answer():
+    """Who asked behind a long run reads how long the answer took; a later attempt's start is no end of a wait."""
+    made = Liveness(BEGAN)
+    for each in (event("run.created", 0), event("run.started", 7), event("run.started", 30)):
+        made.take(each, BEGAN + 60)
+    end = {"timings": {"total_ms": 7_250}}
+    assert made.queued_s == pytest.approx(7)
+    assert answer_words(end, 1000 * made.queued_s) == "answered in 250 ms, after waiting 7.0 s"
+    assert answer_words(end, 20) == "answered in 7.2 s"
+    assert answer_words({}, 0) == ""

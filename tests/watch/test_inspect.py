@@ -42,7 +42,7 @@ def test_a_tool_that_waits_is_seen_down_to_its_last_line(system: System):
     assert len(str(found)) < 40_000
     command = [sys.executable, "-m", "holdfast", "inspect", run, "--url", f"http://127.0.0.1:{system.http.port}"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    assert f"run {run}: tool nap, for " in said
+    assert f"run {run} waits on tool nap, for " in said
     assert re.search(r"\n  task tool nap .*\n( {4}.*\n)* {4}\S*agents_watched\.py:\d+ nap\.<locals>\.deep", said), said
     system.stop(run)
     assert system.end(run)["reason"] == "stopped"

@@ -139,10 +139,26 @@ def _passes(error: ModelHTTPError) -> bool:
 
 def _ended(reason: Reason, code: str, error: Exception, *, retryable: bool = False, remedy: str = "") -> RunEnded:
     root = error.__cause__ if error.__cause__ is not None else error
-    message = str(error) or type(error).__name__
+    message = _told(error) or str(error) or type(error).__name__
     if reason is Reason.AGENT_ERROR:
         message = f"{type(error).__name__}: {error}"
     return RunEnded(reason, code, message, cause=type(root).__name__, retryable=retryable, remedy=remedy)
+
+
+def _told(error: Exception) -> str:
+    """What the model's server said of a refusal, in its own words; the library shows them as a Python dict."""
+    if not isinstance(error, ModelHTTPError) or error.in_stream or error.hint or error.suggested_model_id:
+        return ""
+    body = error.body
+    for _ in range(2):  # OpenAI's client hands out what is in "error", others hand out the whole body
+        match body:
+            case {"message": str(said)} if said.strip():
+                return f"{error.model_name} was refused with status {error.status_code}: {said.strip()}"
+            case {"error": inner}:
+                body = inner
+            case _:
+                break
+    return ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

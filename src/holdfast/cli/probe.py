@@ -37,10 +37,11 @@ _OUTCOME_WIDTH: Final = 7
 @click.option("--slack", type=click.FloatRange(0, 60), default=0.5, show_default=True, help="Added to limits, s.")
 @click.option("--seed", type=int, default=None, help="Of what is chosen by chance; repeats an earlier probe.")
 def probe(url: str | None, as_json: bool, listing: bool, **given: Any) -> None:
-    """Drive any server that streams answers through the scenarios in which such servers hang.
+    """Find out how a server of streamed answers hangs.
 
-    URL is a Holdfast, or any server with OpenAI's chat completions. What cannot be tried is skipped, never passed.
-    Exit codes: 0 all passed, 1 any failed, 2 usage, 3 server unreachable.
+    Drives it through the scenarios in which such servers hang. URL is a Holdfast, or any server with OpenAI's chat
+    completions. What cannot be tried is skipped, never passed. Exit codes: 0 all passed, 1 any
+    failed, 2 usage, 3 server unreachable.
     """
     from holdfast.probe import UnknownScenario, choose
 

@@ -118,13 +118,16 @@ def resume(remote: Remote, run: str) -> None:
 @_run_argument
 @remote_options
 def inspect(remote: Remote, run: str) -> None:
-    """Say why a run is not finished: what it waits on, and which timer ends that."""
+    """Say why a run is not finished.
+
+    That is: what it waits on, since when, and which timer ends that.
+    """
     with remote.client() as client:
         inspection = client.inspect(run)
     if remote.as_json:
         print_json(inspection)
         return
-    click.echo(f"run {run}: {wait_words(inspection)}")
+    click.echo(f"run {run} waits on {wait_words(inspection)}")
     for name, value in inspection.items():
         if name == "timers":
             for timer in value:

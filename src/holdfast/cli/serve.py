@@ -66,9 +66,10 @@ def serve(agents: tuple[str, ...], **options: Any) -> None:
 @_served
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def check(agents: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Look at all that `serve` with the same options needs, and print it as a table; 1 where anything fails.
+    """Check all that `serve` with the same options needs.
 
-    Serves nothing, takes no port, and may be used beside a server that runs.
+    Prints a table, and exits with 1 where anything fails. Serves nothing, takes no port, and may be used
+    beside a server that runs.
     """
     settings = _asked(agents, options, rehearsal=False)
     from holdfast.app.checking import check
@@ -95,7 +96,7 @@ def check(agents: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.option("--health-port", type=_port, help="Answer /livez, /readyz, /startupz and /metrics there (default: not).")
 @click.option("--health-host", help="Address for that (default 127.0.0.1; others want a key in api_keys_file).")
 def worker(agents: tuple[str, ...], **options: Any) -> None:
-    """Work on the runs of servers elsewhere, which share a store on Redis.
+    """Work on the runs of servers elsewhere, through Redis.
 
     The first SIGTERM or SIGINT drains and gives back what did not end, the second stops all runs now.
     """
@@ -116,15 +117,22 @@ def worker(agents: tuple[str, ...], **options: Any) -> None:
 
 @click.command()
 @click.option("--port", type=_port, help="Port to listen on (default 8484).")
-def demo(port: int | None) -> None:
-    """Serve the bundled rehearsal model, which answers by a script; every page and record says so."""
-    _serve((), {"port": port}, rehearsal=True)
+@click.option("--store", help="sqlite:///file (default sqlite:///holdfast.db) or another store's URL.")
+def demo(**options: Any) -> None:
+    """Serve the bundled rehearsal model: no key, no account.
+
+    It answers by a script that you write into the prompt; every page and record says so.
+    """
+    _serve((), options, rehearsal=True)
 
 
 @click.command()
 @click.option("--port", type=_port, default=8485, show_default=True, help="Port to listen on.")
 def rehearse(port: int) -> None:
-    """Run the rehearsal model alone: an OpenAI-compatible server that answers by a script."""
+    """Run the rehearsal model alone, to test agents against.
+
+    It is an OpenAI-compatible server that answers by a script, faults included.
+    """
     _refuse_windows()
     from holdfast.rehearsal import CannotListen, RehearsalServer, run
 

@@ -6,6 +6,7 @@ Service named holdfast injects (HOLDFAST_SERVICE_*, HOLDFAST_PORT=tcp://..., HOL
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import tomllib
@@ -235,10 +236,17 @@ def _explain(error: pydantic.ValidationError, source: Mapping[str, str]) -> str:
             continue
         key = str(item["loc"][0])
         origin = source.get(key, "?")
-        shown = f"{_ENV_PREFIX}{key.upper()}" if origin == "environment" else key
+        shown = _written(key, origin)
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {shown} ({origin}); remove it, or see docs/settings.md for the names")
+            near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+            meant = f"write {_written(near[0], origin)} if you meant that, else remove it" if near else "remove it"
+            lines.append(f"unknown setting {shown} ({origin}); {meant}, or see docs/settings.md for the names")
         else:
             value = "of the wrong kind" if key in SECRETS else repr(item["input"])
             lines.append(f"setting {shown} ({origin}) is {value}: {item['msg'].lower()}")
     return "; ".join(lines)
+
+
+def _written(key: str, origin: str) -> str:
+    """A setting's name as one writes it where it comes from."""
+    return f"{_ENV_PREFIX}{key.upper()}" if origin == "environment" else key

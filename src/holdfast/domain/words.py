@@ -12,6 +12,7 @@ from holdfast.domain.events import EventType
 Facts = Mapping[str, Any]
 
 _VALUE_CHARACTERS_MAX: Final = 200
+_QUEUED_MS: Final = 1000  # a shorter wait for other runs is not worth telling
 # What a model or a tool says may not move the cursor or rename the window: control characters but tab and newline.
 _CONTROL: Final = {c: "\ufffd" for c in (*range(32), 127, *range(128, 160)) if c not in (9, 10)}
 
@@ -76,6 +77,16 @@ def end_words(event: Facts) -> list[str]:
             return [f"cancelled: {event.get('reason')}{by}", *receipt_words(event.get("receipt") or {})]
         case _:
             return []
+
+
+def answer_words(event: Facts, queued_ms: float = 0) -> str:
+    """How long a completed run took without `queued_ms` before its first start; empty where its end says nothing."""
+    total: float | None = (event.get("timings") or {}).get("total_ms")
+    if total is None:
+        return ""
+    if queued_ms < _QUEUED_MS:
+        return f"answered in {duration(total)}"
+    return f"answered in {duration(total - queued_ms)}, after waiting {duration(queued_ms)}"
 
 
 def error_words(error: Facts | None) -> list[str]:

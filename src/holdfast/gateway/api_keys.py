@@ -160,6 +160,8 @@ def line_of(name: str, secret: str, tenant: str = "", scopes: Iterable[str] = SC
         line += f" tenant={tenant}"
     if set(scopes) != SCOPES:
         line += f" scopes={'+'.join(sorted(scopes))}"
+    if not _NAME.fullmatch(name):
+        raise BadKeys(f"the name {name!r} is not 1 to 64 of [A-Za-z0-9._-]; choose another")
     _entry("the new key", line)
     return line
 

@@ -37,7 +37,6 @@ class Probe:
         self._threads: list[tuple[str, int, float]] = []  # call, thread, since
         self._processes: dict[str, int] = {}
         self._killed: set[str] = set()
-        self.upstream_opened_at: float | None = None
         self.upstream_closed_at: float | None = None
         self.last_byte_at: float | None = None
         self.rehearsal = False
@@ -51,7 +50,6 @@ class Probe:
         """A model request begins: from here until `upstream_closed` a socket may be open."""
         with self._lock:
             self._upstreams_open += 1
-            self.upstream_opened_at = time.monotonic()
 
     def upstream_closed(self) -> None:
         """That request's socket is closed, or given back whole."""

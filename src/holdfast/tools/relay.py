@@ -38,6 +38,8 @@ COMPLAINTS_PER_S: Final = 20
 COMPLAINT_BYTES: Final = 2000
 CHUNK: Final = 65_536
 EDGE: Final = 4096  # of a line that is too long, where its id may be
+LOOK_S: Final = 60.0  # every wait has a limit; what is waited for wakes it
+POLL_S: Final = 0.01  # between two looks at what cannot wake us
 _ID: Final = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 
 
@@ -179,7 +181,7 @@ class Relay:
             while True:
                 with self._wake:
                     while not self._to_server and not self._input_ended.is_set():
-                        self._wake.wait(1.0)
+                        self._wake.wait(LOOK_S)
                     if not self._to_server:
                         break
                     line = self._to_server.popleft()
@@ -190,12 +192,12 @@ class Relay:
 
     def _end_after_input(self, server: subprocess.Popen[bytes]) -> None:
         """The worker has closed the pipe, or is dead: so is the server, in bounded time."""
-        while not self._input_ended.wait(60.0):
+        while not self._input_ended.wait(LOOK_S):
             pass
         for number in (signal.SIGTERM, signal.SIGKILL):
             until = time.monotonic() + EOF_GRACE_S
             while server.poll() is None and time.monotonic() < until:
-                time.sleep(0.01)
+                time.sleep(POLL_S)
             self._signal(number)
 
     # from the server to the worker
@@ -213,7 +215,7 @@ class Relay:
                 self._kill(f"the MCP server wrote {lines.size} bytes without an end of line and was killed")
                 return
             if self._dropped - dropped > NOTICES_BURST:
-                time.sleep(0.01)  # a server that floods is slowed down, instead of two processes that spin
+                time.sleep(POLL_S)  # a server that floods is slowed down, instead of two processes that spin
 
     def _pass(self, line: bytes, notices: Bucket) -> None:
         try:
@@ -258,7 +260,7 @@ class Relay:
                 self._refuse(request, why)
             if time.monotonic() >= until or self._input_ended.is_set():
                 return
-            time.sleep(0.01)
+            time.sleep(POLL_S)
 
     def _refuse(self, request: Any, why: str) -> None:
         with self._lock:

@@ -342,7 +342,7 @@ class ChatApp(App[str]):
         view, now = self._active(), time.time()
         words = ["holdfast", self._session or "new session"]
         if self._rehearsal:
-            words.append("REHEARSAL: answers follow a script, they are not a model's")
+            words.append("REHEARSAL: a script answers, not a model")
         self._set("head", "  ".join(words))
         self._set("keys", _KEYS)
         busy = f"while a run is active, a prompt {_BUSY[self._busy]} (^T)"

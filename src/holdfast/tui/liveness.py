@@ -22,6 +22,7 @@ class Liveness:
     def __init__(self, now: float) -> None:
         """A run that nothing is known of, first seen at `now`."""
         self.began = self.heard = now
+        self.queued_s: float | None = None  # until its first start
         self.stopping = self.waiting = self.ended = False
         self.connected = True
         self._phase = "queued"
@@ -42,6 +43,8 @@ class Liveness:
             case EventType.RUN_CREATED:
                 self.began = at
             case EventType.RUN_STARTED | EventType.ATTEMPT_DISCARDED:
+                if self.queued_s is None:
+                    self.queued_s = max(0.0, at - self.began)
                 self._phase, self._tools = "starting", {}
             case EventType.MODEL_REQUESTED:
                 self._phase = "waiting for the model"

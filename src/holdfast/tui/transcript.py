@@ -15,7 +15,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from holdfast.domain.events import EventType
-from holdfast.domain.words import clean, duration, end_words, one_line
+from holdfast.domain.words import answer_words, clean, duration, end_words, one_line
 from holdfast.tui.liveness import Liveness
 
 _BLOCK: Final = 1000
@@ -216,8 +216,8 @@ class RunView(Vertical):
         if words := end_words(event):
             kind = "bad" if event["type"] == EventType.RUN_FAILED else "warn"
             self.note("\n".join(words), kind)
-        elif total := (event.get("timings") or {}).get("total_ms"):
-            self.note(f"answered in {duration(total)}")
+        elif spent := answer_words(event, 1000 * (self.live.queued_s or 0.0)):
+            self.note(spent)
 
     def _pause(self, calls: Iterable[tuple[str, str]]) -> None:
         """Calls that were asked for, and have not begun."""

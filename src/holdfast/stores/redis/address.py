@@ -10,7 +10,6 @@ from redis.asyncio.connection import parse_url
 
 from holdfast.stores.errors import StoreError
 
-SCHEMES: Final = ("redis", "rediss", "unix")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OURS: Final = (
     "socket_timeout",
