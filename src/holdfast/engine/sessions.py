@@ -379,13 +379,7 @@ class Sessions:
             case Status.BUSY if new.policy is Policy.STEER and created.record is not None:
                 raise _inbox_full(created.record.key.run, new.limits.queued_behind_max)
             case Status.BUSY:
-                active = created.record.key.run if created.record else None
-                raise HoldfastError(
-                    "session_busy",
-                    f"session {new.session} has an active run",
-                    session=new.session,
-                    active=active,
-                )
+                raise _busy(new, created.record.key.run if created.record else None)
             case Status.CONFLICT:
                 raise HoldfastError(
                     "idempotency_conflict",
@@ -431,6 +425,15 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping
 def _body_hash(request: StartRequest) -> str:
     asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False, listener_s=0.0)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+def _busy(new: NewRun, active: str | None) -> HoldfastError:
+    said, remedy = f"session {new.session} has an active run", None
+    if new.policy is Policy.ENQUEUE:
+        most = new.limits.queued_behind_max
+        said += f", and {most} {'run waits' if most == 1 else 'runs wait'} behind it"
+        remedy = "wait until one has begun, stop one of them, send on_busy supersede, or raise queued_behind"
+    return HoldfastError("session_busy", said, remedy=remedy, session=new.session, active=active)
 
 
 def _inbox_full(run: str, most: int) -> HoldfastError:
