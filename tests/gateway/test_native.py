@@ -216,7 +216,7 @@ async def test_a_session_with_a_full_queue_says_that_it_is_full(tmp_path: Path) 
 
 
 async def test_a_record_names_the_trace_under_which_the_logs_tell_of_the_run(here: Site) -> None:
-    """Who reports a failure has the record, who looks into it has log lines and spans: this leads from one to the others."""
+    """Who reports a failure has the record, who looks into it has log lines: this leads from one to the other."""
     parent = "4bf92f3577b34da6a3ce929d0e0e4736"
     given = await here.http.post(
         "/api/runs", json={"input": "x"}, headers={"traceparent": f"00-{parent}-00f067aa0ba902b7-01"}

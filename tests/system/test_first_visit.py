@@ -57,7 +57,7 @@ async def _try(tab: Browser, words: str) -> None:
 
 
 def _worker(demo: Server) -> int:
-    """The process that has the newest run, as the run's record names it: what workers report of themselves is a beat old."""
+    """The process that has the newest run, as its record names it: what workers report of themselves is a beat old."""
     run: dict[str, Any] = httpx2.get(f"{demo.url}/api/runs?limit=1").json()["runs"][0]
     assert run["state"] == "running"
     return int(run["worker"].removeprefix("w").split("-")[0])
