@@ -385,7 +385,8 @@ class SqliteStore:
                 more = await self._writer.do("sweep", partial(sweeping.delete_some, run=run))
         if runs:
             self._forget()
-        await self._writer.do("sweep", lambda tx: sweeping.bury(tx, older_than_ms, limit))
+        buried = await self._read("sweep", lambda tx: sweeping.to_bury(tx, older_than_ms, limit))
+        await self._writer.do("sweep", lambda tx: sweeping.bury(tx, buried, older_than_ms))
         return len(past)
 
     def _forget(self) -> None:

@@ -89,16 +89,22 @@ def delete_some(tx: Tx, run: int) -> bool:
     return False
 
 
-def bury(tx: Tx, older_than_ms: int, limit: int) -> None:
-    """Drop the rows of runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
-    tx.run(
-        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone > 0 AND head = 0 "
-        "AND gone <= CASE tenant WHEN ? THEN ? ELSE ? END LIMIT ?)",
+def to_bury(tx: Tx, older_than_ms: int, limit: int) -> list[int]:
+    """At most `limit` runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
+    rows = tx.all(
+        "SELECT n FROM runs WHERE gone > 0 AND head = 0 AND gone <= CASE tenant WHEN ? THEN ? ELSE ? END LIMIT ?",
         SYNTHETIC_TENANT,  # nobody asks for them again
         tx.wall - LINGER_MS,
         tx.wall - max(older_than_ms, LINGER_MS),
         limit,
     )
+    return [row["n"] for row in rows]
+
+
+def bury(tx: Tx, runs: list[int], older_than_ms: int) -> None:
+    """Drop the rows of these, and forgotten sessions that have none left."""
+    for n in runs:
+        tx.run("DELETE FROM runs WHERE n = ? AND gone > 0 AND head = 0", n)
     tx.run(
         "DELETE FROM sessions WHERE deleted = 1 AND updated_at <= ? AND NOT EXISTS "
         "(SELECT 1 FROM runs r WHERE r.tenant = sessions.tenant AND r.session = sessions.id)",
