@@ -200,6 +200,18 @@ async def test_a_busy_session_rejects_or_queues_or_is_steered(here: Site) -> Non
     assert [item.input for item in await here.store.inbox(holder.key)] == ["more"]
 
 
+async def test_a_steer_under_a_used_key_is_repeated_or_refused(here: Site) -> None:
+    """202 for another input under the same key would say that it was taken."""
+    run = await here.run()
+    holder = await here.claim()
+    path, key = f"/api/runs/{run['id']}/steer", {"Idempotency-Key": "k"}
+    for _ in range(2):
+        assert (await here.http.post(path, json={"input": "one"}, headers=key)).status_code == 202
+    other = await here.http.post(path, json={"input": "two"}, headers=key)
+    assert refused(other, 409, "idempotency_conflict")["run"] == run["id"]
+    assert [item.input for item in await here.store.inbox(holder.key)] == ["one"]
+
+
 async def test_a_session_with_a_full_queue_says_that_it_is_full(tmp_path: Path) -> None:
     """Not what one is told who had not asked to wait: "send on_busy enqueue" is no help to whoever did."""
     async with site(tmp_path, queued_behind=1) as here:
