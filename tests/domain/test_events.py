@@ -89,6 +89,29 @@ def test_a_bounded_value_fits_into_an_event() -> None:
         assert len(data) <= EVENT_BYTES_MAX
 
 
+@pytest.mark.parametrize("head", ["x" * 200_000, "\x00" * 200_000, "é" * 100_000])
+def test_a_marked_beginning_that_is_cut_again_still_says_how_much_there_was(head: str) -> None:
+    """The marker is a tool's bounded result: its size is what the reader is told, not the size of the marker."""
+    result = bounded({"truncated": True, "bytes": 10_000_000, "head": head})
+    assert result.keys() == {"truncated", "bytes", "head"}
+    assert (result["truncated"], result["bytes"]) == (True, 10_000_000)
+    assert head.startswith(result["head"])
+    assert 0 < len(result["head"].encode()) <= VALUE_BYTES_MAX // 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"truncated": True, "bytes": "many", "head": "x" * 100_000},
+        {"truncated": True, "bytes": 5, "head": ["x" * 100_000]},
+    ],
+)
+def test_what_only_looks_like_a_marked_beginning_is_cut_like_anything(value: dict[str, Any]) -> None:
+    """A tool may return such an object of its own: no error, and its own size."""
+    result = bounded(value)
+    assert (result["truncated"], result["bytes"]) == (True, len(encode_json(value)))
+
+
 def test_a_value_that_has_no_json_is_bounded_too() -> None:
     """A cycle is said, not raised."""
     cycle: list[Any] = []

@@ -200,6 +200,47 @@ async def test_a_busy_session_rejects_or_queues_or_is_steered(here: Site) -> Non
     assert [item.input for item in await here.store.inbox(holder.key)] == ["more"]
 
 
+async def test_a_steer_under_a_used_key_is_repeated_or_refused(here: Site) -> None:
+    """202 for another input under the same key would say that it was taken."""
+    run = await here.run()
+    holder = await here.claim()
+    path, key = f"/api/runs/{run['id']}/steer", {"Idempotency-Key": "k"}
+    for _ in range(2):
+        assert (await here.http.post(path, json={"input": "one"}, headers=key)).status_code == 202
+    other = await here.http.post(path, json={"input": "two"}, headers=key)
+    assert refused(other, 409, "idempotency_conflict")["run"] == run["id"]
+    assert [item.input for item in await here.store.inbox(holder.key)] == ["one"]
+
+
+async def test_a_session_with_a_full_queue_says_that_it_is_full(tmp_path: Path) -> None:
+    """Not what one is told who had not asked to wait: "send on_busy enqueue" is no help to whoever did."""
+    async with site(tmp_path, queued_behind=1) as here:
+        first = await here.run(session="s")
+        await here.run(session="s", on_busy="enqueue")
+        full = await here.http.post("/api/runs", json={"input": "x", "session": "s", "on_busy": "enqueue"})
+        problem = refused(full, 409, "session_busy")
+        assert (problem["active"], problem["session"]) == (first["id"], "s")
+        assert "1 run waits" in problem["detail"]
+        assert "queued_behind" in problem["remedy"]
+        assert "enqueue" not in problem["remedy"]
+        busy = await here.http.post("/api/runs", json={"input": "x", "session": "s", "on_busy": "reject"})
+        assert "enqueue" in refused(busy, 409, "session_busy")["remedy"]
+
+
+async def test_a_record_names_the_trace_under_which_the_logs_tell_of_the_run(here: Site) -> None:
+    """Who reports a failure has the record, who looks into it has log lines: this leads from one to the other."""
+    parent = "4bf92f3577b34da6a3ce929d0e0e4736"
+    given = await here.http.post(
+        "/api/runs", json={"input": "x"}, headers={"traceparent": f"00-{parent}-00f067aa0ba902b7-01"}
+    )
+    assert given.json()["trace"] == parent
+    own = await here.run()
+    assert len(own["trace"]) == 32
+    for run in (given.json(), own):
+        assert f"trace={run['trace']} run={run['id']}" in here.lines.getvalue()
+        assert (await here.http.get(f"/api/runs/{run['id']}")).json()["trace"] == run["trace"]
+
+
 async def test_a_run_is_stopped_once_and_the_stop_can_wait_for_the_end(here: Site) -> None:
     """202 each time; `wait_s` answers with the end."""
     run = await here.run()

@@ -250,3 +250,22 @@ async def test_a_stream_for_http_1_0_has_no_chunks_and_ends_with_its_connection(
         assert head.split()[1] in (b"200", b"204")
         assert b"chunked" not in head
     assert "http_server" not in here.lines.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "host", "status"),
+    [
+        ("GET /livez HTTP/1.0", "", b"200"),
+        ("OPTIONS /livez HTTP/1.0", "", b"405"),
+        ("GET /api/runs HTTP/1.0", "", b"200"),
+        ("GET /livez HTTP/1.0", "Host: evil.example\r\n", b"403"),
+        ("GET /livez HTTP/1.0", "Host:\r\n", b"403"),
+        ("GET /api/runs HTTP/1.0", "Origin: http://evil.example\r\n", b"403"),
+        ("GET /livez HTTP/1.1", "", b"403"),
+    ],
+)
+async def test_http_1_0_needs_no_host(here: Site, request_line: str, host: str, status: bytes) -> None:
+    """Health checks of proxies speak it, and that version has no such header; what a browser sends always has one."""
+    raw = await Raw.open(here.server.port)
+    await raw.send(f"{request_line}\r\n{host}Connection: close\r\n\r\n".encode())
+    assert (await raw.rest()).split()[1] == status

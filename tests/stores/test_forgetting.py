@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,6 +13,8 @@ import pytest
 
 from holdfast.domain.events import EventType
 from holdfast.ports.store import Status
+from holdfast.stores.sqlite import sweeping
+from holdfast.stores.sqlite.tx import Tx
 from holdfast.testing.build import HOUR_MS, text, tool_called
 from holdfast.testing.rig import Holder, Rig
 from tests.redis_server import RedisServer
@@ -111,5 +114,51 @@ async def test_redis_has_no_key_left(server: RedisServer, how: str) -> None:
         assert in_redis(server, harness.prefix)
         await forget(rig, how)
         assert not in_redis(server, harness.prefix)
+    finally:
+        await harness.close()
+
+
+async def test_sqlite_looks_once_for_all_that_it_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look goes through every row that is kept: one for each run took 3.6 s of the writer, with 100,000 rows."""
+    harness, looks, found = SqliteHarness(tmp_path), 0, sweeping.to_delete
+
+    def counted(tx: Tx, limit: int) -> list[int]:
+        nonlocal looks
+        looks += 1
+        return found(tx, limit)
+
+    monkeypatch.setattr(sweeping, "to_delete", counted)
+    store = await harness.open()
+    try:
+        rig = Rig(store, harness.advance)
+        keys = []
+        for n in range(30):
+            holder = await rig.running(f"s{n}")
+            await holder.finish()
+            keys.append(holder.key)
+        await rig.leap(2 * HOUR_MS)
+        assert await store.sweep(older_than_ms=HOUR_MS, bytes_max=BYTES_MAX) == 30
+        assert looks == 1
+        with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as conn:
+            assert conn.execute("SELECT count(*) FROM events").fetchone() == (0,)
+            assert conn.execute("SELECT count(*) FROM runs WHERE gone > 0 AND head = 0").fetchone() == (30,)
+    finally:
+        await harness.close()
+
+
+async def test_sqlite_deletes_a_long_log_in_small_steps_to_its_end(tmp_path: Path) -> None:
+    """A transaction for 2,500 events at once would hold up every other writer; half of them left would never go."""
+    harness = SqliteHarness(tmp_path)
+    store = await harness.open()
+    try:
+        rig = Rig(store, harness.advance)
+        holder = await rig.running("s")
+        for _ in range(25):
+            await holder.append(*(text(0, "x") for _ in range(100)))
+        await holder.finish()
+        await rig.leap(2 * HOUR_MS)
+        assert await store.sweep(older_than_ms=HOUR_MS, bytes_max=BYTES_MAX) == 1
+        with closing(sqlite3.connect(next(tmp_path.glob("*.db")))) as conn:
+            assert conn.execute("SELECT count(*) FROM events").fetchone() == (0,)
     finally:
         await harness.close()

@@ -91,7 +91,7 @@ def bounded(value: Any, bytes_max: int = VALUE_BYTES_MAX) -> Any:
 
     Returns:
         The value (where JSON has no form for all of it: what its JSON says), or
-        `{"truncated": true, "bytes": n, "head": <its first part as text>}`.
+        `{"truncated": true, "bytes": n, "head": <its first part as text>}`; of such a one, a shorter one.
     """
     plain = True
     try:
@@ -107,9 +107,21 @@ def bounded(value: Any, bytes_max: int = VALUE_BYTES_MAX) -> Any:
         }
     if len(encoded) <= bytes_max:
         return value if plain else _any_decoder.decode(encoded)
-    text = value if isinstance(value, str) else encoded.decode(errors="replace")
+    size, text = _marked(value) or (
+        len(encoded),
+        value if isinstance(value, str) else encoded.decode(errors="replace"),
+    )
     head = encodable(text[:bytes_max]).encode()[: bytes_max // 2].decode(errors="ignore")
-    return {"truncated": True, "bytes": len(encoded), "head": head}
+    return {"truncated": True, "bytes": size, "head": head}
+
+
+def _marked(value: Any) -> tuple[int, str] | None:
+    """Size and text of what is a marked beginning already, as a tool's result is beyond `tool_result_bytes`."""
+    match value:
+        case {"truncated": True, "bytes": int(size), "head": str(text), **more} if not more:
+            return size, text
+        case _:
+            return None
 
 
 def mended(value: Any) -> Any:

@@ -20,6 +20,8 @@ _LEAST_S: Final = 0.02
 _LIMIT: Final = 100
 _GRACE_EXTRA_S: Final = 0.5
 _SWEEP_EVERY_S: Final = 60.0
+_SWEEP_MORE_S: Final = 1.0  # after a sweep that did all it may at once: more runs may end in a minute than that
+_SWEEP_LIMIT: Final = 100
 
 
 class Reaper:
@@ -45,7 +47,8 @@ class Reaper:
                 pause = await self._reap()
                 if loop.time() >= sweep_at:
                     sweep_at = loop.time() + _SWEEP_EVERY_S
-                    await self._sweep()
+                    if await self._sweep() >= _SWEEP_LIMIT:
+                        sweep_at = loop.time() + _SWEEP_MORE_S
             except StoreUnavailable as error:
                 self._log.write("store_unavailable", part="reaper", error=error.detail)
             except Exception as error:  # noqa: BLE001 - said, and done again in a second
@@ -62,13 +65,14 @@ class Reaper:
         due_ms = await self._store.next_due_ms()
         return _EVERY_S if due_ms is None else min(_EVERY_S, max(_LEAST_S, due_ms / 1000))
 
-    async def _sweep(self) -> None:
+    async def _sweep(self) -> int:
         settings = self._settings
         swept = await self._store.sweep(
-            older_than_ms=int(settings.retention_s * 1000), bytes_max=settings.retention_bytes
+            older_than_ms=int(settings.retention_s * 1000), bytes_max=settings.retention_bytes, limit=_SWEEP_LIMIT
         )
         if swept:
             self._log.write("swept", runs=swept)
+        return swept
 
 
 def say_reaped(log: Log, reaped: Reaped) -> None:

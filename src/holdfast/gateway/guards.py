@@ -56,7 +56,7 @@ class Guard:
         scope["app"] = self  # makes the router raise what it refuses, and not answer by itself
         try:
             if self._access.keyless:
-                check_local(Headers(scope=scope))
+                check_local(scope)
                 check_peer(scope)
             if scope["type"] == "http" and path not in OPEN:
                 await self._admitted(scope, receive, sending)
@@ -133,9 +133,13 @@ def synthetic(scope: Scope) -> bool:
     return scope.get("holdfast.identity") is SYNTHETIC
 
 
-def check_local(headers: Headers) -> None:
-    """Raise forbidden_origin unless Host is a loopback name, and Origin is absent or one too."""
-    host = headers.get("host", "")
+def check_local(scope: Scope) -> None:
+    """Raise forbidden_origin unless Host is a loopback name, and Origin is absent or one too.
+
+    HTTP/1.0 has no Host: a proxy's health check sends none. A browser always does, so no foreign page gets in by that.
+    """
+    headers = Headers(scope=scope)
+    host = headers.get("host", "localhost" if scope.get("http_version") == "1.0" else "")
     if not is_loopback(_host_name(f"//{host}")):
         raise HoldfastError("forbidden_origin", f"Host {host[:200]!r} is not a loopback name")
     origin = headers.get("origin")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -84,7 +83,7 @@ class ProbeApp:
         path = scope["path"]
         try:
             if self.access.keyless:
-                check_local(Headers(scope=scope))
+                check_local(scope)
             response = await self._answer(scope, path)
         except HoldfastError as error:
             response = respond(error, path)

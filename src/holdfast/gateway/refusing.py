@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -65,7 +64,7 @@ class RefusingApp:
         path = scope["path"]
         try:
             if self._access.keyless:
-                check_local(Headers(scope=scope))
+                check_local(scope)
             response = self._answer(path, known=await self._access.knows(HTTPConnection(scope)))
         except HoldfastError as error:
             response = respond(error, path)

@@ -269,7 +269,7 @@ OPERATIONS = (
         (Answer(202, "The record of the run that will read it", RunView),),
         body=InputBody,
         headers=(IDEMPOTENCY_KEY,),
-        errors=("unknown_run", "already_ended", "session_busy"),
+        errors=("unknown_run", "already_ended", "idempotency_conflict", "session_busy"),
     ),
     Operation(
         "POST",

@@ -51,6 +51,7 @@ class RunView(msgspec.Struct):
     protocol: str
     build: str
     config: str
+    trace: str
     created_at: str
     started_at: str | None
     ended_at: str | None
@@ -154,6 +155,7 @@ def run_view(record: RunRecord, *, listed: bool = False) -> RunView:
         protocol=spec.protocol,
         build=spec.build,
         config=spec.config,
+        trace=spec.trace,
         created_at=timestamp(record.created_at),
         started_at=_moment(record.started_at),
         ended_at=_moment(record.ended_at),

@@ -204,7 +204,7 @@ class RunStore(Protocol):
     async def steer(self, key: RunKey, text: str, idempotency_key: str = "", *, unread_max: int = 16) -> Status:
         """Put an input into the inbox of a run that has not ended: OK, ENDED, UNKNOWN, GONE, or BUSY where it is full.
 
-        A key that the run was given before is OK whatever the inbox holds.
+        A key that the run was given before is OK whatever the inbox holds, and CONFLICT with another input.
         """
         ...
 

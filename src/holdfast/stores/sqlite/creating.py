@@ -51,7 +51,7 @@ def create(tx: Tx, new: NewRun) -> Created:
 
 def put_into_inbox(tx: Tx, row: sqlite3.Row, text: str, idempotency_key: str, unread_max: int) -> bool:
     """Hand an input to a run that has not ended, once per idempotency key; whether the inbox had room for it."""
-    if idempotency_key and knows(tx, row, idempotency_key):
+    if taken_as(tx, row, idempotency_key) is not None:
         return True
     if unread(tx, row) >= unread_max:
         return False
@@ -72,10 +72,12 @@ def unread(tx: Tx, row: sqlite3.Row) -> int:
     return found["c"] if found else 0
 
 
-def knows(tx: Tx, row: sqlite3.Row, idempotency_key: str) -> bool:
-    """Whether a run was given the input of this key before, read or not."""
-    found = tx.one("SELECT 1 FROM inbox WHERE run = ? AND idempotency_key = ?", row["n"], idempotency_key)
-    return found is not None
+def taken_as(tx: Tx, row: sqlite3.Row, idempotency_key: str) -> str | None:
+    """The input that a run was given under this key before, read or not."""
+    if not idempotency_key:
+        return None
+    found = tx.one("SELECT input FROM inbox WHERE run = ? AND idempotency_key = ?", row["n"], idempotency_key)
+    return None if found is None else str(found["input"])
 
 
 def _made_before(tx: Tx, new: NewRun) -> Created | None:

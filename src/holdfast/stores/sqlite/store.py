@@ -375,16 +375,19 @@ class SqliteStore:
 
     async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
         """See the port."""
-        marked = await self._writer.do("sweep", lambda tx: sweeping.mark(tx, older_than_ms, bytes_max, limit))
-        deleted = False
-        for _ in range(_SWEEP_STEPS_MAX):
-            if not await self._writer.do("sweep", sweeping.delete_some):
-                break
-            deleted = True
-        if deleted:
+        past = await self._read("sweep", lambda tx: sweeping.past(tx, older_than_ms, bytes_max, limit))
+        if past:
+            await self._writer.do("sweep", lambda tx: sweeping.mark(tx, past))
+        runs, steps = await self._read("sweep", lambda tx: sweeping.to_delete(tx, _SWEEP_STEPS_MAX)), 0
+        for run in runs:
+            more = True
+            while more and (steps := steps + 1) <= _SWEEP_STEPS_MAX:
+                more = await self._writer.do("sweep", partial(sweeping.delete_some, run=run))
+        if runs:
             self._forget()
-        await self._writer.do("sweep", lambda tx: sweeping.bury(tx, older_than_ms, limit))
-        return marked
+        buried = await self._read("sweep", lambda tx: sweeping.to_bury(tx, older_than_ms, limit))
+        await self._writer.do("sweep", lambda tx: sweeping.bury(tx, buried, older_than_ms))
+        return len(past)
 
     def _forget(self) -> None:
         if self._checkpoints is not None:

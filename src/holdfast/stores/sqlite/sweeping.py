@@ -15,8 +15,11 @@ from holdfast.stores.sqlite.tx import Tx
 _CHUNK: Final = 1000
 
 
-def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
-    """Mark at most `limit` ended runs gone: too old, of a forgotten session, or the oldest above `bytes_max`."""
+def past(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> list[int]:
+    """At most `limit` ended runs to mark: too old, of a forgotten session, or the oldest above `bytes_max`.
+
+    It looks through all rows, so ask where that holds up no writer: what is past stays so.
+    """
     rows = tx.all(
         "SELECT r.* FROM runs r JOIN sessions s ON s.tenant = r.tenant AND s.id = r.session "
         "WHERE r.ended_at IS NOT NULL AND r.gone = 0 AND (r.ended_at <= ? OR "
@@ -37,10 +40,16 @@ def mark(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> int:
             if row["n"] not in marked:
                 rows.append(row)
                 over -= row["log_bytes"]
-    for row in rows:
-        tx.run("UPDATE runs SET gone = ? WHERE n = ?", tx.wall, row["n"])
-        changed(tx, row)
-    return len(rows)
+    return [row["n"] for row in rows]
+
+
+def mark(tx: Tx, runs: list[int]) -> None:
+    """Mark these gone, but for what somebody else has marked, or dropped, since they were found."""
+    for n in runs:
+        row = tx.one("SELECT * FROM runs WHERE n = ? AND ended_at IS NOT NULL AND gone = 0", n)
+        if row is not None:
+            tx.run("UPDATE runs SET gone = ? WHERE n = ?", tx.wall, n)
+            changed(tx, row)
 
 
 def forget(tx: Tx, key: RunKey) -> Status:
@@ -58,35 +67,44 @@ def forget(tx: Tx, key: RunKey) -> Status:
     return Status.OK
 
 
-def delete_some(tx: Tx) -> bool:
-    """Delete at most a thousand events of gone runs; whether there is more."""
-    row = tx.one("SELECT n FROM runs WHERE gone > 0 AND head > 0 LIMIT 1")
-    if row is None:
-        return False
+def to_delete(tx: Tx, limit: int) -> list[int]:
+    """At most `limit` gone runs that still have something. It looks through all rows: never ask once for each run."""
+    return [row["n"] for row in tx.all("SELECT n FROM runs WHERE gone > 0 AND head > 0 LIMIT ?", limit)]
+
+
+def delete_some(tx: Tx, run: int) -> bool:
+    """Delete at most a thousand events of a gone run; whether it may have more. Done twice, it changes nothing."""
     deleted = tx.run(
         "DELETE FROM events WHERE run = ?1 AND seq IN (SELECT seq FROM events WHERE run = ?1 ORDER BY seq LIMIT ?2)",
-        row["n"],
+        run,
         _CHUNK,
     )
-    if deleted < _CHUNK:
-        tx.run("DELETE FROM specs WHERE run = ?", row["n"])
-        tx.run("DELETE FROM results WHERE run = ?", row["n"])
-        tx.run("DELETE FROM inbox WHERE run = ?", row["n"])
-        tx.run("DELETE FROM steers WHERE run = ?", row["n"])
-        tx.run("UPDATE runs SET head = 0, log_bytes = 0 WHERE n = ?", row["n"])
-    return True
+    if deleted == _CHUNK:
+        return True
+    tx.run("DELETE FROM specs WHERE run = ?", run)
+    tx.run("DELETE FROM results WHERE run = ?", run)
+    tx.run("DELETE FROM inbox WHERE run = ?", run)
+    tx.run("DELETE FROM steers WHERE run = ?", run)
+    tx.run("UPDATE runs SET head = 0, log_bytes = 0 WHERE n = ?", run)
+    return False
 
 
-def bury(tx: Tx, older_than_ms: int, limit: int) -> None:
-    """Drop the rows of runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
-    tx.run(
-        "DELETE FROM runs WHERE n IN (SELECT n FROM runs WHERE gone > 0 AND head = 0 "
-        "AND gone <= CASE tenant WHEN ? THEN ? ELSE ? END LIMIT ?)",
+def to_bury(tx: Tx, older_than_ms: int, limit: int) -> list[int]:
+    """At most `limit` runs that have been gone for `older_than_ms`: until then a read answers GONE, not UNKNOWN."""
+    rows = tx.all(
+        "SELECT n FROM runs WHERE gone > 0 AND head = 0 AND gone <= CASE tenant WHEN ? THEN ? ELSE ? END LIMIT ?",
         SYNTHETIC_TENANT,  # nobody asks for them again
         tx.wall - LINGER_MS,
         tx.wall - max(older_than_ms, LINGER_MS),
         limit,
     )
+    return [row["n"] for row in rows]
+
+
+def bury(tx: Tx, runs: list[int], older_than_ms: int) -> None:
+    """Drop the rows of these, and forgotten sessions that have none left."""
+    for n in runs:
+        tx.run("DELETE FROM runs WHERE n = ? AND gone > 0 AND head = 0", n)
     tx.run(
         "DELETE FROM sessions WHERE deleted = 1 AND updated_at <= ? AND NOT EXISTS "
         "(SELECT 1 FROM runs r WHERE r.tenant = sessions.tenant AND r.session = sessions.id)",

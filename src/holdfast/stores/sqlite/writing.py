@@ -15,7 +15,7 @@ from holdfast.ports.store import Appended, Ending, Fence, InputItem, Status
 from holdfast.stores import composing
 from holdfast.stores.sqlite import log
 from holdfast.stores.sqlite.claiming import holds
-from holdfast.stores.sqlite.creating import knows, put_into_inbox, unread
+from holdfast.stores.sqlite.creating import put_into_inbox, taken_as, unread
 from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_rank, leave_running, make_ready
 from holdfast.stores.sqlite.rows import find, phase, spec_of
 from holdfast.stores.sqlite.tx import Tx
@@ -123,8 +123,9 @@ def steer(tx: Tx, key: RunKey, text: str, idempotency_key: str, unread_max: int)
     row = find(tx, key)
     if row is None:
         return Status.UNKNOWN
-    if idempotency_key and knows(tx, row, idempotency_key):
-        return Status.OK
+    taken = taken_as(tx, row, idempotency_key)
+    if taken is not None:
+        return Status.OK if taken == text else Status.CONFLICT
     if State(row["state"]).terminal:
         return Status.GONE if row["gone"] else Status.ENDED
     return Status.OK if put_into_inbox(tx, row, text, idempotency_key, unread_max) else Status.BUSY

@@ -96,6 +96,19 @@ class Steering(StoreCase):
         await rig.store.steer(holder.key, "two")
         assert [i.input for i in await rig.store.inbox(holder.key)] == ["one", "two"]
 
+    async def test_a_key_that_was_used_for_another_input_is_a_conflict(self, rig: Rig) -> None:
+        """OK would say that the second input was taken, and nobody would ever read it."""
+        holder = await rig.running()
+        assert await rig.store.steer(holder.key, "one", "k") is Status.OK
+        assert await rig.store.steer(holder.key, "two", "k") is Status.CONFLICT
+        (item,) = await rig.store.inbox(holder.key)
+        await holder.append(*_steered("one"), consumed=item.n)
+        assert await rig.store.steer(holder.key, "two", "k") is Status.CONFLICT
+        assert await rig.store.steer(holder.key, "one", "k") is Status.OK
+        await holder.finish(leave_inbox=True)
+        assert await rig.store.steer(holder.key, "two", "k") is Status.CONFLICT
+        assert await rig.store.steer(holder.key, "one", "k") is Status.OK
+
     async def test_steer_says_when_it_comes_too_late(self, rig: Rig) -> None:
         """An input that nobody will read must not be taken."""
         holder = await rig.running()
