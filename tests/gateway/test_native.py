@@ -187,6 +187,17 @@ async def test_a_key_without_a_session_repeats_too(here: Site) -> None:
     assert again.json()["session"] == first.json()["session"]
 
 
+async def test_a_full_queue_is_not_told_to_enqueue(tmp_path: Path) -> None:
+    """The client did just that: what helps is to wait, or to stop a run that waits."""
+    async with site(tmp_path, queued_behind=1) as here:
+        await here.run(session="s")
+        await here.run(session="s", on_busy="enqueue")
+        answer = await here.http.post("/api/runs", json={"input": "x", "session": "s", "on_busy": "enqueue"})
+        problem = refused(answer, 409, "session_busy")
+        assert "as many runs wait in session s as may" in problem["detail"]
+        assert "on_busy" not in problem["remedy"]
+
+
 async def test_a_busy_session_rejects_or_queues_or_is_steered(here: Site) -> None:
     """The policies as a client sees them."""
     first = await here.run(session="s")

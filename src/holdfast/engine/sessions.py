@@ -379,13 +379,7 @@ class Sessions:
             case Status.BUSY if new.policy is Policy.STEER and created.record is not None:
                 raise _inbox_full(created.record.key.run, new.limits.queued_behind_max)
             case Status.BUSY:
-                active = created.record.key.run if created.record else None
-                raise HoldfastError(
-                    "session_busy",
-                    f"session {new.session} has an active run",
-                    session=new.session,
-                    active=active,
-                )
+                raise _busy(created, new)
             case Status.CONFLICT:
                 raise HoldfastError(
                     "idempotency_conflict",
@@ -431,6 +425,14 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping
 def _body_hash(request: StartRequest) -> str:
     asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False, listener_s=0.0)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+
+
+def _busy(created: Created, new: NewRun) -> HoldfastError:
+    fields = {"session": new.session, "active": created.record.key.run if created.record else None}
+    if new.policy is not Policy.ENQUEUE:
+        return HoldfastError("session_busy", f"session {new.session} has an active run", **fields)
+    full = f"as many runs wait in session {new.session} as may (queued_behind {new.limits.queued_behind_max})"
+    return HoldfastError("session_busy", full, remedy="wait until one has begun, or stop one of them", **fields)
 
 
 def _inbox_full(run: str, most: int) -> HoldfastError:
