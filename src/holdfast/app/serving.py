@@ -27,6 +27,7 @@ from holdfast.app.signals import Signals
 from holdfast.app.startup import Startup
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
+from holdfast.domain.secrets import mask
 from holdfast.gateway.refusing import RefusingApp
 from holdfast.gateway.server import BindError, Server
 from holdfast.rehearsal import CannotListen, RehearsalServer
@@ -199,7 +200,7 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
     agents = ", ".join(info.name for info in runtime.infos) or "none yet: no worker has reported"
     model = settings.model or "each agent's own"
     if where := upstream_url(settings):
-        model += f" at {where}"
+        model += f" at {mask(where)}"
     if any(info.rehearsal for info in runtime.infos):
         model += " (REHEARSAL: answers follow a script, they are not a model's)"
     where = "" if settings.port == runtime.server.port else f" --url {url}"
