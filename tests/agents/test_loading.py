@@ -73,6 +73,7 @@ def here(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "hf_broken.py").write_text("x = 1\nraise RuntimeError('at import')\n")
     (tmp_path / "hf_needs.py").write_text("import hf_not_installed\n")
     (tmp_path / "hf_syntax.py").write_text("def f(:\n")
+    (tmp_path / "hf_exits.py").write_text("import sys\nsys.exit(4)\n")
     path, modules = list(sys.path), set(sys.modules)
     yield tmp_path
     sys.path[:] = path
@@ -146,6 +147,7 @@ ERRORS = {
     "hf_needs:agent": "imports 'hf_not_installed', which is not installed",
     "hf_broken:agent": "hf_broken.py:2: RuntimeError: at import",
     "hf_syntax:agent": "hf_syntax.py:1",
+    "hf_exits:agent": "importing hf_exits called exit(4) at ",
     "hf_agents:nmaed": "it has hf_agents:bare, hf_agents:named",
     "hf_agents:number": "is a int; it must be a pydantic_ai.Agent",
     "hf_agents:sync": "a sync generator function",

@@ -184,6 +184,7 @@ CASES = (
     Case("tracer", "None", "", settings(tracer="tests.telemetry.bad:nothing")),
     Case("tracer", "slow 60 s", "", hanging_sink, says="tracer is not made yet"),
     Case("tracer", "exporter unreachable", "", settings(otel_endpoint="http://127.0.0.1:9")),
+    Case("tracer", "endpoint is no URL", "", settings(otel_endpoint="collector:4318"), says="otel is not to be had"),
     Case("three at once", "store, model, agent", "store, models, tools", settings(
         store="redis://127.0.0.1:9", model="m", model_url="http://127.0.0.1:9/v1", in_process=False, spare=False,
     ), ("tests.startup.no_such:agent",), says="3 phases failed"),

@@ -234,6 +234,24 @@ def test_in_dev_everybody_is_refused_until_the_store_is_there(tmp_path: Path, en
 
 
 @pytest.mark.slow
+def test_in_dev_a_start_that_is_tried_again_is_refused_all_the_while(tmp_path: Path, ended: list[Process]) -> None:
+    """Half of the time nobody listened: what probes /livez would have killed it, and nobody was told why."""
+    http = Http(free_port())
+    server = serve(ended, tmp_path, http.port, "tests.startup.no_such:agent")
+    until(lambda: status(http, "/livez") == 200, "it answers", 30)
+    tries = server.log().count("start_failed")
+    asked: list[int] = []
+
+    def tried_again() -> bool:
+        asked.append(status(http, "/livez"))
+        return server.log().count("start_failed") > tries
+
+    until(tried_again, "the start is tried again", 30, every_s=0.05)
+    assert set(asked) == {200}
+    assert status(http, "/readyz") == 503
+
+
+@pytest.mark.slow
 def test_production_exits_with_the_report(tmp_path: Path, ended: list[Process]) -> None:
     """1, and every failure with its remedy, within the limits of the phases."""
     server = serve(

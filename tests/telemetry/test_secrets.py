@@ -61,6 +61,16 @@ def test_short_values_and_other_variables_are_left(known):
         ('{"password": "hunter2hunter2", "user": "u"}', '{"password": "[masked]", "user": "u"}'),
         ("redis://user:pa55@host:6379/0", "redis://user:[masked]@host:6379/0"),
         ("Basic dXNlcjpwYXNzd29yZA==", "Basic [masked]"),
+        ("DB_PASSWORD=hunter2hunter2 is wrong", "DB_PASSWORD=[masked] is wrong"),
+        ("login with secret=hunter2hunter2 failed", "login with secret=[masked] failed"),
+        ("aws_secret_access_key = wJalrXUtnFEMI", "aws_secret_access_key = [masked]"),
+        ("'passwd': 'hunter2hunter2'", "'passwd': '[masked]'"),
+        ("OPENAI_API_KEY=abcdefgh12", "OPENAI_API_KEY=[masked]"),
+        ("refresh_token: 0123456789ab", "refresh_token: [masked]"),
+        ("push with ghp_0123456789abcdefghij0123 failed", "push with [masked] failed"),
+        ("the key AKIAIOSFODNN7EXAMPLE is not active", "the key [masked] is not active"),
+        ("(xoxb-0123456789-abcdef)", "([masked])"),
+        ("token eyJhbGciOiJI.eyJzdWIiOiJ1.c2ln has expired", "token [masked] has expired"),
     ],
 )
 def test_what_is_unmistakably_a_secret_is_masked(text, masked):
@@ -77,6 +87,9 @@ def test_what_is_unmistakably_a_secret_is_masked(text, masked):
         "http://127.0.0.1:8080/v1",
         "max_tokens=100000000",
         "the password: yes",
+        "secretary=appointed since then",
+        "access_tokens=1000000000",
+        "ghost_writers and eyJ.eyJ.x",
         "s_GHVqsk-session and r_0sk-abcdefghijklmnopq",
     ],
 )
@@ -85,7 +98,23 @@ def test_ordinary_text_is_left(text):
     assert Secrets().mask(text) == text
 
 
-@pytest.mark.parametrize("piece", ["bearer ", "sk-", "://a:", "password=", "api_key: ", " " * 4, "password  ", "a"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "bearer ",
+        "sk-",
+        "://a:",
+        "password=",
+        "api_key: ",
+        " " * 4,
+        "password  ",
+        "a",
+        "eyJ",
+        "eyJaaaaaaaa.",
+        "xoxb-",
+        "gho_",
+    ],
+)
 def test_masking_takes_linear_time(piece):
     """A tool's output may be hostile: a pattern that backtracks would block the loop."""
 

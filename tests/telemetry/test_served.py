@@ -118,6 +118,20 @@ def test_the_log_is_the_same_whatever_the_tracer_does(system: System):
         assert time.monotonic() - began < 15, f"tracer {mode}: the server did not end"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_tracer_that_cannot_be_had_is_said_to_be_missing(system: System):
+    """P8: it is made where runs are worked on, in another process than the one that tells how the start went."""
+    restart(system, {"HOLDFAST_TRACER": "no_such_module:tracer"})
+    said = until(
+        lambda: [line for line in system.server.log().splitlines() if line.startswith("degraded ")], "it is said", 20
+    )
+    assert "what=telemetry" in said[0]
+    assert "tracer is not to be had" in said[0]
+    until(lambda: metric(system, "holdfast_degraded_total") >= 1, "it is counted", 20, every_s=0.1)
+    assert system.end(system.run("!say well"))["state"] == "completed"
+
+
 def check_losses(system: System) -> None:
     """P8: what a tracer lost is counted, and said once in a minute."""
     ended = 'holdfast_runs_ended_total{reason="finished",state="completed"}'

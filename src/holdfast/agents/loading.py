@@ -178,6 +178,11 @@ def _import(spec: Spec, text: str, directory: Path) -> ModuleType:
                 "start from the directory that holds it"
             ) from error
         raise AgentLoadError(f"agent {text!r}: {spec.module} imports {missing!r}, which is not installed") from error
+    except SystemExit as error:  # a script without `if __name__ == "__main__"`: it would end the worker without a word
+        raise AgentLoadError(
+            f"agent {text!r}: importing {spec.module} called exit({error.code!r}){_place(error)}; "
+            "an import must define the agent and return"
+        ) from error
     except Exception as error:
         where = _place(error)
         raise AgentLoadError(

@@ -28,7 +28,16 @@ import uvloop
 from holdfast.aio import Owner, not_for_forks, settle, wait_event
 from holdfast.app.errors import StartError
 from holdfast.app.interpreter import settle_imports, share_fairly, unswept
-from holdfast.app.observing import CLOSE_S, HURRIED_CLOSE_S, end, observe, own_logging, worker_facts
+from holdfast.app.observing import (
+    CLOSE_S,
+    HURRIED_CLOSE_S,
+    TRACER,
+    end,
+    look_at_sinks,
+    observe,
+    own_logging,
+    worker_facts,
+)
 from holdfast.app.pipes import GATEWAYS_SIGNALS, Line, LineReader, write_line, write_long
 from holdfast.config import Settings
 from holdfast.domain import secrets
@@ -113,6 +122,7 @@ class Child:
         if store is None or self._ended.is_set():
             return  # told to end, or orphaned, before there was anything to end
         telemetry = observe(self._settings, self._log)
+        self._spawn(self._look_at_tracer(), "look at the tracer")
         clock = SystemClock()
         served.pool.watch = self._board.enter_thread
         facts = worker_facts(served.facts, self._log)
@@ -136,6 +146,11 @@ class Child:
         served.pool.close(1.0)
         await store.close()
         await end(telemetry, HURRIED_CLOSE_S if self._hurried else CLOSE_S)
+
+    async def _look_at_tracer(self) -> None:
+        """Say that runs go on without it; of the other sinks the gateway says so, at its start."""
+        if why := await look_at_sinks(self._log, TRACER):
+            self._log.write("degraded", worker=self._name, what="telemetry", why=why)
 
     async def _open_store(self) -> OpenStore | None:
         """Open it. One that is elsewhere may be away for a moment: whoever has it open waits as long, too."""

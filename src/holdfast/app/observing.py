@@ -29,7 +29,7 @@ LOOK_S: Final = 2.0  # an exporter of OpenTelemetry takes half a second to impor
 _STATES: Final = {"making": "not made yet", "dead": "not to be had, a line telemetry_failed says why"}
 _SAY_EVERY_S: Final = 60.0
 _TRACE_MAX: Final = 4000
-_TRACER: Final = "tracer"
+TRACER: Final = "tracer"  # the one sink that only workers have
 _INSTALL: Final = "tracing needs more packages; pip install 'holdfast[otel]'"
 
 
@@ -46,7 +46,7 @@ def observe(settings: Settings, log: Log, *, works: bool = True) -> Telemetry:
     say = _Sparse(log)
     pumps = []
     if settings.tracer and works:
-        pumps.append(Pump(_TRACER, lambda: _users(settings.tracer, content=content), say))
+        pumps.append(Pump(TRACER, lambda: _users(settings.tracer, content=content), say))
     if settings.otel_endpoint or _standard(os.environ):
         pumps.append(Pump("otel", lambda: _otel(settings.otel_endpoint, say, content=content), say))
     if settings.langfuse:
@@ -56,10 +56,15 @@ def observe(settings: Settings, log: Log, *, works: bool = True) -> Telemetry:
     return telemetry
 
 
-async def look_at_sinks(log: Log) -> str:
-    """Which sinks could not be made, or were not within `LOOK_S`; tracing is optional, so that nothing fails for it."""
+async def look_at_sinks(log: Log, only: str = "") -> str:
+    """Which sinks could not be made, or were not within `LOOK_S`; tracing is optional, so that nothing fails for it.
+
+    Args:
+        log: Has the telemetry of this process.
+        only: Look at this sink alone.
+    """
     until = time.monotonic() + LOOK_S
-    pumps = log.telemetry.pumps
+    pumps = [pump for pump in log.telemetry.pumps if only in ("", pump.name)]
     while any(pump.state == "making" for pump in pumps) and time.monotonic() < until:  # noqa: ASYNC110 - threads
         await asyncio.sleep(0.01)
     missing = [f"{pump.name} is {_STATES[pump.state]}" for pump in pumps if pump.state in _STATES]

@@ -4,14 +4,16 @@ The parts are asked at the same time, each for at most `PART_S`, so that one tha
 
 The worker's part shows the breakers of its models' upstreams and its threads in quarantine, and an open breaker does
 not make it unready: other agents may have other models, and without requests no probe would ever find the upstream
-again. The model's part asks itself, at most once a minute while it is well; then sooner, with growing pauses.
+again. The model's part asks itself, at most once a minute while it is well; then sooner, with growing pauses. While
+requests of runs to that server fail, by the worker's report, what it was told a moment ago is not relied on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from holdfast.aio import Owner
 from holdfast.app.upstream import probe_model
@@ -60,8 +62,10 @@ class Readiness:
         self._proof = proof
         self._owner = owner
         self._parts = {"store": self._check("store", self._store_part), "worker": self._check("worker", self._work)}
+        self._model: ModelPart | None = None
         if upstream := upstream_url(settings):
-            self._parts["model"] = self._check("model", ModelPart(upstream))
+            self._model = ModelPart(upstream)
+            self._parts["model"] = self._check("model", self._model)
 
     async def __call__(self) -> dict[str, Any]:
         """`{"ready", "parts": {store, worker, model?, run?, access?}}`; every part with `ok` and, if not, `why`."""
@@ -92,6 +96,9 @@ class Readiness:
         named = self._workers()
         asked = any(not why for _, why in named)
         seen = {each.worker: each for each in await self._store.workers()} if asked else {}
+        if self._model is not None:
+            mine = [seen[name].facts for name, _ in named if name in seen]
+            self._model.hear(breaker for facts in mine for breaker in facts.get("breakers", ()))
         found = {name: {"ok": False, "why": why} if why else self._report(name, seen.get(name)) for name, why in named}
         if len(found) == 1:
             return next(iter(found.values()))
@@ -118,6 +125,7 @@ class ModelPart:
         self._due = 0.0
         self._asked_at = 0.0
         self._failures = 0
+        self._failed = 0
         self._part: Part = {}
 
     async def __call__(self) -> Part:
@@ -125,6 +133,14 @@ class ModelPart:
         if time.monotonic() >= self._due:
             await self._ask()
         return {**self._part, "age_s": round(time.monotonic() - self._asked_at, 1)}
+
+    def hear(self, breakers: Iterable[Part]) -> None:
+        """Of the workers' breakers: where more requests to this very server failed, ask it soon."""
+        where = urlsplit(self._url).netloc.rpartition("@")[2].lower()
+        failed = sum(each["failures"] for each in breakers if each["upstream"].lower().startswith(f"{where} "))
+        if failed > self._failed:
+            self._due = min(self._due, self._asked_at + _MODEL_BAD_S[0])
+        self._failed = failed
 
     async def _ask(self) -> None:
         reached = await probe_model(self._url)

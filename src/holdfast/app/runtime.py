@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class Runtime:
         agents: Sequence[Agent] = (),
         log: Log | None = None,
         listen: bool = True,
+        make_room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -61,8 +62,10 @@ class Runtime:
             agents: Served as they are, in place of `specs`.
             log: Where facts are written; standard error by default.
             listen: Whether to serve a port; without, `app` is served by somebody else.
+            make_room: Called before the port is taken, for whoever answers there until then.
         """
         self.settings = settings
+        self._make_room = make_room
         self.log = log or Log(settings.log_format)
         self._specs = specs
         self._named = [spec for spec in specs if isinstance(spec, str)]
@@ -236,6 +239,8 @@ class Runtime:
         if self._listens:
             connections = that_fit(settings.connections, self.log)
             self.server = Server(self.app, settings.host, settings.port, connections=connections, log=self.log)
+            if self._make_room is not None:
+                await self._make_room()
             await self.server.start()
         self._stack.push_async_callback(self._close_gateway)
         if settings.synthetic_run_s:

@@ -27,6 +27,7 @@ from holdfast.app.signals import Signals
 from holdfast.app.startup import Startup
 from holdfast.app.supervisor import Supervisor
 from holdfast.config import Settings, upstream_url
+from holdfast.domain.secrets import mask
 from holdfast.gateway.refusing import RefusingApp
 from holdfast.gateway.server import BindError, Server
 from holdfast.stores.opening import shown
@@ -111,18 +112,20 @@ async def _until_started(
     mistake is corrected. What would be unsafe, or cannot be listened on, ends the start in every profile.
     """
     told = ""
-    while not signals.first.is_set():
-        try:
-            return await _start(Runtime(settings, specs, log=log), signals)
-        except StartError as error:
-            report = error.report
-            if settings.profile != "dev" or report is None or _hopeless(report):
-                raise
-            if str(error) != told:
-                told = str(error)
-                announce(f"{told}\n  every request is refused, and the start tried again each {_AGAIN_S:.0f} s")
-                sys.stdout.flush()
-            await _refuse(settings, report, log, signals)
+    async with _Refusal(settings, log) as refusal:
+        while not signals.first.is_set():
+            try:
+                return await _start(Runtime(settings, specs, log=log, make_room=refusal.stop), signals)
+            except StartError as error:
+                report = error.report
+                if settings.profile != "dev" or report is None or _hopeless(report):
+                    raise
+                if str(error) != told:
+                    told = str(error)
+                    announce(f"{told}\n  every request is refused, and the start tried again each {_AGAIN_S:.0f} s")
+                    sys.stdout.flush()
+                await refusal.tell(report)
+                await wait_event(signals.first, _AGAIN_S)
     return None
 
 
@@ -147,18 +150,39 @@ def _hopeless(report: Startup) -> bool:
     return report.taken or listened or not report.ok("settings")
 
 
-async def _refuse(settings: Settings, report: Startup, log: Log, signals: Signals) -> None:
-    """Answer everybody that the start failed, until it is to be tried again."""
-    app = RefusingApp(settings, version(settings), report.document(), report.summary(), make_access(settings, log))
-    server = Server(app, settings.host, settings.port, connections=settings.connections, log=log)
-    try:
-        await server.start()
-    except BindError as error:
-        raise StartError(f"cannot start: {error.detail}; {error.remedy}") from error
-    try:
-        await wait_event(signals.first, _AGAIN_S)
-    finally:
-        await server.stop()
+class _Refusal:
+    """Answers everybody that the start failed, also while it is tried again, until what has started needs the port."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self._settings = settings
+        self._log = log
+        self._app: RefusingApp | None = None
+        self._server: Server | None = None
+
+    async def __aenter__(self) -> _Refusal:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def tell(self, report: Startup) -> None:
+        settings, log = self._settings, self._log
+        if self._app is not None and self._server is not None:
+            self._app.tell(report.document(), report.summary())
+            return
+        access = make_access(settings, log)
+        self._app = RefusingApp(settings, version(settings), report.document(), report.summary(), access)
+        server = Server(self._app, settings.host, settings.port, connections=settings.connections, log=log)
+        try:
+            await server.start()
+        except BindError as error:
+            raise StartError(f"cannot start: {error.detail}; {error.remedy}") from error
+        self._server = server
+
+    async def stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
 
 
 async def _until_signal(signals: Signals, runtime: Runtime) -> str:
@@ -201,7 +225,7 @@ def _announce(runtime: Runtime, announce: Callable[[str], None], *, rehearsal: b
     agents = ", ".join(info.name for info in runtime.infos) or "none yet: no worker has reported"
     model = settings.model or "each agent's own"
     if where := upstream_url(settings):
-        model += f" at {where}"
+        model += f" at {mask(where)}"
     if any(info.rehearsal for info in runtime.infos):
         model += " (REHEARSAL: answers follow a script, they are not a model's)"
     where = "" if settings.port == runtime.server.port else f" --url {url}"

@@ -10,6 +10,7 @@ import httpx2
 
 from holdfast.app.errors import StartError
 from holdfast.config import Settings, model_key, upstream_url
+from holdfast.domain.secrets import mask
 
 PROBE_S: Final = 3.0
 _LOOK_S: Final = 2.0  # between two looks for a model that was missing at the start
@@ -24,7 +25,7 @@ class Reached(NamedTuple):
         reachable: Whether a server answered at all, with whatever status.
         rehearsal: Whether it says that it is the rehearsal model.
         refused: Whether it does not take our key.
-        detail: What happened, in one line.
+        detail: What happened, in one line, without the password that a URL may have.
     """
 
     reachable: bool
@@ -34,6 +35,7 @@ class Reached(NamedTuple):
 
     def problem(self, url: str) -> str:
         """Why no request would be answered there, with the remedy; "" where one may be."""
+        url = mask(url)
         if not self.reachable:
             return f"no model at {url}: {self.detail}; start it there, or correct --model-url"
         if self.refused:
@@ -48,10 +50,10 @@ async def probe_model(url: str) -> Reached:
         async with asyncio.timeout(PROBE_S), httpx2.AsyncClient(timeout=PROBE_S) as client:
             response = await client.get(f"{url.rstrip('/')}/models", headers=headers)
     except TimeoutError:
-        return Reached(False, False, f"nothing answered at {url} in {PROBE_S:g} s")
+        return Reached(False, False, f"nothing answered at {mask(url)} in {PROBE_S:g} s")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        return Reached(False, False, f"cannot reach {url}: {type(error).__name__}: {error}")
-    detail, refused = f"{url} answered {response.status_code}", response.status_code in _REFUSED
+        return Reached(False, False, mask(f"cannot reach {url}: {type(error).__name__}: {error}"))
+    detail, refused = f"{mask(url)} answered {response.status_code}", response.status_code in _REFUSED
     return Reached(True, REHEARSAL_HEADER in response.headers, detail, refused)
 
 

@@ -1,8 +1,9 @@
 """Secrets are masked before anything is shown: the known ones, and what is unmistakably one.
 
 Known are the values of the environment whose names say that they are secret, in the forms in which they can appear
-in a line of a log. Unmistakable are bearer tokens, `sk-` keys, `api_key=...` and passwords in URLs. Each pattern is
-compiled once, takes time linear in the text, and is tried only where a word of it is there.
+in a line of a log. Unmistakable are bearer tokens, JWTs, keys that begin as those of well-known services do (`sk-`,
+`ghp_`, `AKIA`), `api_key=...` or `db_password=...` and passwords in URLs. Each pattern is compiled once, takes time
+linear in the text, and is tried only where a word of it is there.
 
 What a model writes is never masked: its deltas must be its text, byte for byte, and a secret that is cut in two by
 two deltas could not be found.
@@ -33,10 +34,13 @@ _UNMISTAKABLE: Final = tuple(
         (("basic",), r"(?i:\bbasic\s{1,4})([A-Za-z0-9+/=]{16,})"),
         (("sk-",), r"(?<![\w-])(sk-[\w-]{16,})"),
         (
-            ("key", "token", "secret", "password"),
-            r"(?i:\b(?:api[_-]?key|access[_-]?token|client[_-]?secret|password)[\"']?\s{0,4}[=:]\s{0,4}[\"']?)"
-            r"([^\s\"'&,;\[\]]{8,})",
+            ("key", "token", "secret", "passw"),  # DB_PASSWORD=, aws_secret_access_key: whatever stands before it
+            r"(?i:(?:api[_-]?key|access[_-]?key|(?:access|auth|refresh)[_-]?token|secret(?:[_-]?key)?|passw(?:or)?d)"
+            r"[\"']?\s{0,4}[=:]\s{0,4}[\"']?)([^\s\"'&,;\[\]]{8,})",
         ),
+        (("gh",), r"(?<![A-Za-z0-9])(gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,})"),
+        (("xox", "akia", "aiza"), r"(?<![A-Za-z0-9])(xox[abeprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"),
+        (("eyj",), r"(?<![\w-])(eyJ[\w-]{8,}+\.eyJ[\w-]{8,}+\.[\w-]*)"),  # a token of JWT
         (("://",), r"://[^/\s:@]{0,128}:([^/\s:@]{1,256})@"),
     )
 )

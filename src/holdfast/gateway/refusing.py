@@ -47,6 +47,12 @@ class RefusingApp:
         """
         self.settings = settings
         self._version = version
+        self._access = access
+        self._stranger = HoldfastError("not_ready", "the server could not start", retry_after_s=RETRY_AFTER_S)
+        self.tell(report, why)
+
+    def tell(self, report: dict[str, Any], why: str) -> None:
+        """From now on answer this: the start was tried again, and failed again."""
         self._report = report
         self._error = HoldfastError(
             "not_ready",
@@ -54,8 +60,6 @@ class RefusingApp:
             remedy="see /startupz for each phase, mend what failed; it is tried again by itself",
             retry_after_s=RETRY_AFTER_S,
         )
-        self._access = access
-        self._stranger = HoldfastError("not_ready", "the server could not start", retry_after_s=RETRY_AFTER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; a WebSocket is refused before it opens."""

@@ -40,6 +40,8 @@ def otlp_sink(
     """
     _tame(say)
     url = endpoint.rstrip("/")
+    if url and not url.lower().startswith(("http://", "https://")):
+        raise ValueError(f"{endpoint!r} is no http(s) URL; write it like http://127.0.0.1:4318")
     if url and not url.endswith(_TRACES):
         url += _TRACES
     exporter = _Guarded(OTLPSpanExporter(url or None, headers=dict(headers or {}), timeout=_EXPORT_S), say)
