@@ -77,6 +77,7 @@ export interface OtherEvent
     | "run.started"
     | "model.requested"
     | "model.responded"
+    | "tool.responded"
     | "model.retried"
     | "degraded"
     | "run.resumed"

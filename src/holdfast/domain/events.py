@@ -33,6 +33,7 @@ class EventType(StrEnum):
     TOOL_CALLED = "tool.called"
     TOOL_PROGRESS = "tool.progress"
     TOOL_FINISHED = "tool.finished"
+    TOOL_RESPONDED = "tool.responded"  # fields: call, model, finish_reason, usage, duration_ms; see agents.delegation
     MODEL_RESPONDED = "model.responded"
     MODEL_RETRIED = "model.retried"
     ATTEMPT_DISCARDED = "attempt.discarded"

@@ -33,6 +33,7 @@ _KEPT: Final[dict[str, tuple[str, ...]]] = {
     EventType.ATTEMPT_DISCARDED: ("step", "reason"),
     EventType.TOOL_CALLED: ("call", "name"),
     EventType.TOOL_FINISHED: ("call", "name", "outcome", "duration_ms"),
+    EventType.TOOL_RESPONDED: ("call", "model", "finish_reason", "usage", "duration_ms"),
     EventType.RUN_STALLED: ("waiting_on", "since_ms"),
     EventType.DEGRADED: ("what",),
     EventType.RUN_STOPPING: ("reason", "by"),
