@@ -80,6 +80,7 @@ export interface OtherEvent
     | "tool.responded"
     | "model.retried"
     | "degraded"
+    | "run.decided"
     | "run.resumed"
     | "run.stopping"
   > {

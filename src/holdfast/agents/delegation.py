@@ -8,8 +8,8 @@ How it is reached: `Agent.iter`, which every way to start an agent comes down to
 only there, it adds a capability; an agent outside a run of ours sees nothing of this. There is no hook of the library's
 that reaches an agent which nobody has handed to us.
 
-A synchronous tool may have a loop of its own in its thread (`asyncio.run`). Cancellation does not reach it there, so the
-requests that are open on such a loop are kept by their call, and time out when the call ends.
+A synchronous tool may have a loop of its own in its thread (`asyncio.run`). Cancellation does not reach it there, so
+the requests that are open on such a loop are kept by their call, and time out when the call ends.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class EventType(StrEnum):
     RUN_STALLED = "run.stalled"
     DEGRADED = "degraded"
     RUN_WAITING = "run.waiting"
+    RUN_DECIDED = "run.decided"  # fields: decisions (all so far), open (the calls without one), asked; it waits on
     RUN_RESUMED = "run.resumed"
     STEERED = "steered"
     RUN_STOPPING = "run.stopping"

@@ -38,6 +38,7 @@ _KEPT: Final[dict[str, tuple[str, ...]]] = {
     EventType.DEGRADED: ("what",),
     EventType.RUN_STOPPING: ("reason", "by"),
     EventType.RUN_WAITING: (),
+    EventType.RUN_DECIDED: (),
     EventType.RUN_RESUMED: (),
     EventType.STEERED: (),
     EventType.RUN_COMPLETED: ("usage", "timings"),

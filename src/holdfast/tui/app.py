@@ -284,7 +284,7 @@ class ChatApp(App[str]):
                 number += 1
                 if number % _EVENTS_AT_ONCE == 0:
                     await asyncio.sleep(0)  # a long log is read anew: keys come first
-                if event["type"] == "run.waiting":
+                if event["type"] in ("run.waiting", "run.decided") and not isinstance(self.screen, Decide):
                     self._work(self._asked(view, event), "decide", exclusive=True)
         await self._look()
 
@@ -300,8 +300,10 @@ class ChatApp(App[str]):
         decisions: Decisions | None = await self.push_screen_wait(Decide(requests))
         if decisions is None:
             view.note("not decided: ^Y asks again, and the web page still can")
-        else:
-            await self._client.decide(view.run, decisions)
+            return
+        still = {each["call"] for each in view.requests}  # somebody else may have decided some of it meanwhile
+        if left := [each for each in decisions if each["call"] in still]:
+            await self._client.decide(view.run, left)
 
     async def _choose(self) -> None:
         found = (await self._client.sessions(limit=_SESSIONS))["sessions"]
