@@ -21,8 +21,10 @@ from holdfast.ports.agent import (
     Result,
     RunContext,
     TextDelta,
+    ToolAsks,
     ToolCalled,
     ToolFinished,
+    ToolResponded,
 )
 from holdfast.ports.store import RunRecord
 from holdfast.tools import ToolPool
@@ -275,3 +277,31 @@ async def test_the_librarys_own_limit_does_not_come_before_ours() -> None:
     pool.close(1.0)
     assert record.error is not None
     assert (record.error["code"], record.usage["requests"], len(added)) == ("budget_steps", 55, 55)
+
+
+async def delegate(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+    """One tool that asks a helper's model again and again."""
+    yield ToolCalled("call_1", "ask", {})
+    for _ in range(TURNS):
+        yield ToolAsks("call_1", "helper")
+        yield ToolResponded("call_1", "helper", "stop", {"input_tokens": 30, "output_tokens": 10}, 5)
+    yield ToolFinished("call_1", "ask", "success", "asked", 20)
+    yield Result("done")
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked"),
+    [({"budget_steps": 2}, 2), ({"budget_tokens": 40}, 1), ({}, TURNS)],
+    ids=["steps", "tokens", "no"],
+)
+async def test_what_helpers_use_is_the_runs(rules: dict[str, Any], asked: int) -> None:
+    """F9: a run whose tool asked models of its own had no budget at all, and its record said that it cost nothing."""
+    async with Rig(FunctionAgent(delegate), settings=QUICK.model_validate({**QUICK.model_dump(), **rules})) as rig:
+        key = await rig.start()
+        record, events = await rig.end(key), await rig.events(key)
+    assert len([e for e in events if e["type"] == "tool.responded"]) == asked
+    assert record.usage == {"requests": asked, "input_tokens": 30 * asked, "output_tokens": 10 * asked}
+    assert record.state is (State.FAILED if rules else State.COMPLETED)
+    if rules:
+        assert record.error is not None
+        assert record.error["code"] == next(iter(rules))

@@ -174,3 +174,74 @@ async def test_a_late_decision_is_judged_by_the_events_and_not_by_what_a_tool_wa
         with pytest.raises(HoldfastError) as late:
             await rig.sessions.decide(key, YES)
         assert late.value.code == "late_decision"
+
+
+async def _asks_twice(ctx: RunContext) -> AsyncIterator[AgentEvent]:
+    """Asks about two calls at once, then says what was decided."""
+    if not ctx.decisions:
+        for call in ("c1", "c2"):
+            yield ToolCalled(call, "t", {})
+        yield Checkpoint(b"1")
+        yield Waiting([Request("c1", "t", {}), Request("c2", "t", {})], b"2")
+    said = [f"{each['call']} {each['approve']}" for each in ctx.decisions]
+    for call in ("c1", "c2"):
+        yield ToolFinished(call, "t", "success", "done", 1, checkpoint=b"3")
+    yield Result(", ".join(said))
+
+
+NO_C2 = [{"call": "c2", "approve": False}]
+
+
+async def test_decisions_may_come_one_after_the_other() -> None:
+    """Two people, or one who thinks about the second for an hour: until now the first decision was refused."""
+    async with Rig(FunctionAgent(_asks_twice)) as rig:
+        key = await rig.start()
+        await _waiting(rig, key)
+        record = await rig.sessions.decide(key, NO_C2, partly=True)
+        assert record.state is State.WAITING
+        assert await rig.sessions.open_calls(record) == ["c1"]
+        again = await rig.sessions.decide(key, NO_C2, partly=True)
+        assert again.seq == record.seq, "once more is no other decision"
+        with pytest.raises(HoldfastError) as late:
+            await rig.sessions.decide(key, [{"call": "c2", "approve": True}], partly=True)
+        assert late.value.code == "late_decision"
+        with pytest.raises(HoldfastError) as unknown:
+            await rig.sessions.decide(key, [{"call": "c3", "approve": True}], partly=True)
+        assert unknown.value.code == "invalid_request"
+        await rig.sessions.decide(key, YES, partly=True)
+        ended = await rig.end(key)
+        assert (ended.state, ended.output) == (State.COMPLETED, "c1 True, c2 False")
+        assert (await rig.sessions.decide(key, NO_C2, partly=True)).state is State.COMPLETED
+        types = [e["type"] for e in await rig.events(key)]
+        assert (types.count("run.decided"), types.count("run.resumed")) == (1, 1)
+
+
+async def test_two_who_decide_at_once_are_both_heard() -> None:
+    """Each was told that the decision is kept; neither may be lost, and the run goes on once."""
+    async with Rig(FunctionAgent(_asks_twice)) as rig:
+        key = await rig.start()
+        await _waiting(rig, key)
+        await asyncio.gather(*(rig.sessions.decide(key, each, partly=True) for each in (YES, NO_C2, YES)))
+        ended = await rig.end(key)
+        assert ended.output == "c1 True, c2 False"
+        assert [e["type"] for e in await rig.events(key)].count("run.resumed") == 1
+
+
+async def test_a_run_of_which_a_part_is_decided_still_ends() -> None:
+    """P1: it waits like any other: a stop ends it, and the receipt has both calls, of which none ran."""
+    async with Rig(FunctionAgent(_asks_twice)) as rig:
+        key = await rig.start()
+        await _waiting(rig, key)
+        await rig.sessions.decide(key, YES, partly=True)
+        await rig.sessions.stop(key, "test")
+        ended = await rig.end(key)
+        assert (ended.state, ended.reason) == (State.CANCELLED, Reason.STOPPED)
+        assert ended.receipt is not None
+        assert [(each["call"], each["ended"]) for each in ended.receipt["tools"]] == [
+            ("c1", "cancelled"),
+            ("c2", "cancelled"),
+        ]
+        assert (await rig.sessions.decide(key, YES, partly=True)).state is State.CANCELLED
+        with pytest.raises(HoldfastError) as late:
+            await rig.sessions.decide(key, NO_C2, partly=True)
+        assert late.value.code == "late_decision"

@@ -452,3 +452,26 @@ async def test_a_waiting_run_is_decided_with_the_keyboard(here: Site, tab: Brows
     assert await tab.js(how) == "approved"
     await here.complete(await here.claim(), "done")
     assert tab.problems == []
+
+
+async def test_what_somebody_else_decided_is_no_longer_asked(here: Site, tab: Browser) -> None:
+    """Two people look at one run: the second is asked about what is open, and the run goes on with both answers."""
+    await tab.open(here.url)
+    await tab.press("hello")
+    holder = await here.claim()
+    await holder.append(build.tool_called("c1", "look"), build.tool_called("c2", "dive"))
+    requests = [{"call": call, "name": name, "kind": "approval"} for call, name in (("c1", "look"), ("c2", "dive"))]
+    asked = holder.encode((EventType.RUN_WAITING, {"requests": requests}))
+    await here.store.park(holder.key, holder.fence, holder.head, asked, b"parked", build.HOUR_MS)
+    labels = "[...document.querySelectorAll('.asks button')].map((b) => b.ariaLabel).join()"
+    await tab.until(f"{labels} === 'Approve look,Deny look,Approve dive,Deny dive'")
+    body = {"decisions": [{"call": "c1", "approve": False}]}
+    decided = await here.http.post(f"/api/runs/{holder.key.run}/decisions", json=body)
+    assert (decided.status_code, decided.json()["waits_for"]) == (202, ["c2"])
+    await tab.until(f"{labels} === 'Approve dive,Deny dive'")
+    await tab.js("document.querySelector('.asks button').click()")
+    await tab.until("document.body.innerText.includes('Decided: 1 approved, 1 denied.')")
+    claim = await here.claim()
+    assert [each["approve"] for each in claim.claim.decisions] == [False, True]
+    await here.complete(claim, "done")
+    assert tab.problems == []

@@ -1,6 +1,7 @@
 """The server's own bounds: who is served, how many, how large, how long."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -121,6 +122,50 @@ async def test_a_head_without_an_end_is_refused(here: Site, head: bytes) -> None
     await asyncio.sleep(0.05)
     await raw.send(head[50_000:])
     assert (await raw.rest()).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (b"FROB /api/runs HTTP/1.1\r\nHost: localhost\r\n\r\n", "no method of HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "not TLS"),
+        (b"GET /api/runs HTTP/9.9\r\n\r\n", "Invalid HTTP version"),
+        (b"GET /api/runs HTTP/1.1\r\nA b: c\r\n\r\n", "Invalid header token"),
+        (b"POST /api/runs HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", "this is no request"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 90_000, "head is over 65536 bytes"),
+    ],
+    ids=["method", "tls", "version", "header", "two lengths", "head"],
+)
+async def test_what_is_no_request_is_told_what_was_wrong(here: Site, sent: bytes, says: str) -> None:
+    """P8: a line of text without a code told neither a client's code nor its author anything."""
+    raw = await Raw.open(here.server.port)
+    await raw.send(sent)
+    head, _, body = (await raw.rest()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n"), head
+    assert b"content-type: application/problem+json" in head.lower()
+    assert b"connection: close" in head.lower()
+    problem = json.loads(body)
+    assert (problem["code"], problem["status"], problem["retryable"]) == ("malformed_request", 400, False)
+    assert says in problem["detail"], problem
+    assert problem["remedy"]
+
+
+async def test_what_is_no_request_under_v1_has_openais_shape(here: Site) -> None:
+    """An OpenAI client shows `error.message`, and nothing of another shape."""
+    raw = await Raw.open(here.server.port)
+    await raw.send(b"POST /v1/chat/completions HTTP/1.1\r\nA b: c\r\n\r\n")
+    body = (await raw.rest()).partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["error"]["code"] == "malformed_request"
+
+
+async def test_garbage_behind_a_request_is_not_answered_within_its_stream(here: Site) -> None:
+    """P3: the 400 was written into the middle of the stream that its client was reading, as if it were of the log."""
+    run = (await here.run())["id"]
+    raw = await Raw.open(here.server.port)
+    await raw.get(f"/api/runs/{run}/events", "Accept: text/event-stream")
+    await raw.until(b"event: run.created")
+    await raw.send(b"\x16\x03\x01 hello\r\n\r\n")
+    assert b"HTTP/1.1 400" not in await raw.rest()
 
 
 async def test_a_client_that_never_finishes_its_head_is_dropped(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
 
 from holdfast.models import ModelBadResponse, ModelClient
-from holdfast.models.transport import ERROR_BYTES_MAX, PIECE_BYTES_MAX
+from holdfast.models.bounds import ERROR_BYTES_MAX
+from holdfast.models.transport import PIECE_BYTES_MAX
 from tests.models.test_guard import PATIENT, Asked
 
 CHUNK = b"x" * 65_536

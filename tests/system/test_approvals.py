@@ -108,7 +108,6 @@ def test_everything_that_asks_is_asked_at_once(system: Asking) -> None:
         {"call": calls["remove"]["call"], "approve": False, "message": "not that one"},
         {"call": calls["outside"]["call"], "result": {"because": "so"}},
     ]
-    assert system.decide(run, *decisions[:2])[1]["code"] == "invalid_request"  # a part is refused
     assert system.decide(run, *decisions, {"call": "nobody", "approve": True})[0] == 422
     assert system.decide(run, decisions[0], decisions[1], {"call": decisions[2]["call"], "approve": True})[0] == 422
     assert system.record(run)["state"] == "waiting"
@@ -197,6 +196,28 @@ def test_a_waiting_run_survives_the_death_of_everything(system: Asking) -> None:
     assert finished(events)["slow_pay"][0] == "unknown"
     assert system.did()["slow_pay 9"] == 1
     assert [e["type"] for e in events].count("tool.called") == 1
+
+
+def test_a_part_of_the_decisions_survives_the_death_of_everything(system: Asking) -> None:
+    """One decision now, kill -9 of gateway and worker, the other one later: both hold, each runs once or never."""
+    calls = [tool("pay", amount=21), tool("remove", path="/x")]
+    run, asked = system.waits("\n".join([*calls, "!say done"]))
+    named = {request["name"]: request for request in asked}
+    first, second = named["pay"], named["remove"]
+    status, record = system.decide(run, {"call": first["call"], "approve": True})
+    assert (status, record["state"], record["waits_for"]) == (202, "waiting", [second["call"]])
+    system.kill()
+    system.start()
+    assert system.record(run)["waits_for"] == [second["call"]]
+    assert system.did()["pay 21"] == 0, "nothing runs before all is decided"
+    assert system.decide(run, {"call": first["call"], "approve": True})[0] == 202
+    status, problem = system.decide(run, {"call": first["call"], "approve": False})
+    assert (status, problem["code"]) == (409, "late_decision")
+    status, record = system.decide(run, {"call": second["call"], "approve": False})
+    assert status == 202
+    assert "waits_for" not in record
+    assert system.end(run, 40)["output"] == "done"
+    assert (system.did()["pay 21"], system.did()["remove /x"]) == (1, 0)
 
 
 def test_a_worker_that_dies_right_after_the_decision_loses_nothing(system: Asking) -> None:

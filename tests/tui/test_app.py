@@ -15,7 +15,7 @@ from holdfast.domain.events import EventType
 from holdfast.domain.runs import Reason, State
 from holdfast.testing import build
 from holdfast.tui import ChatApp
-from holdfast.tui.dialogs import Choose, Decide
+from holdfast.tui.dialogs import Behind, Choose, Decide
 from holdfast.tui.prompt import Prompt
 from tests.gateway.support import Site, site
 
@@ -165,6 +165,60 @@ async def test_a_prompt_while_a_run_works_waits_where_one_sees_it(here: Site) ->
         await page.app._look()
         await page.until("from another tab")
         await here.complete(await here.claim(), "")
+
+
+async def test_what_waits_is_edited_and_removed(here: Site) -> None:
+    """Whoever sees a mistake in what waits would else have to leave the terminal for it, or to wait for its answer."""
+    long = "wrong " + "x" * 3000
+    async with opened(here) as page:
+        await page.ask("first")
+        holder = await here.claim()
+        await page.until("starting; ")
+        session = (await here.http.get("/api/runs")).json()["runs"][0]["session"]
+        for text in (long, "not at all"):
+            body = {"input": text, "session": session, "on_busy": "enqueue"}
+            assert (await here.http.post("/api/runs", json=body)).status_code == 201
+
+        async def inputs() -> list[str]:
+            queue = (await here.http.get(f"/api/sessions/{session}")).json()["queue"]
+            return [(await here.http.get(f"/api/runs/{each['id']}")).json()["input"] for each in queue]
+
+        async def until_inputs(*wanted: str) -> None:
+            async with asyncio.timeout(LIMIT_S):
+                while await inputs() != list(wanted):
+                    await asyncio.sleep(0.02)
+
+        await page.app._look()
+        await page.until("waiting 2. not at all")
+        await page.pilot.press("ctrl+r")
+        await page.until(lambda: isinstance(page.app.screen, Behind))
+        await page.pilot.press("escape")
+        await page.until(lambda: not isinstance(page.app.screen, Behind))
+        await until_inputs(long, "not at all")
+
+        await page.pilot.press("ctrl+r")
+        await page.until(lambda: isinstance(page.app.screen, Behind))
+        await page.pilot.press("enter")
+        await page.until(lambda: page.app.screen.query(Prompt))
+        box = page.app.screen.query_one(Prompt)
+        assert box.text == long, "all of it, not what a list shows"
+        box.text = "right"
+        await page.pilot.press("enter")
+        await until_inputs("right", "not at all")
+        await page.until("waiting 1. right")
+
+        await page.pilot.press("ctrl+r")
+        await page.until(lambda: isinstance(page.app.screen, Behind))
+        await page.pilot.press("down", "d")
+        await until_inputs("right")
+        await page.until(lambda: "waiting 2." not in page.text)
+        await page.until("cancelled: stopped")
+        runs = (await here.http.get("/api/runs")).json()["runs"]
+        assert len(runs) == 3, "nothing was sent as a prompt of its own"
+        await here.complete(holder, "an answer")
+        second = await here.claim()
+        assert second.claim.spec.input == "right"
+        await here.complete(second, "done")
 
 
 async def test_a_waiting_run_is_decided_with_y_or_n_and_later(here: Site) -> None:

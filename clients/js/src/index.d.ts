@@ -77,8 +77,10 @@ export interface OtherEvent
     | "run.started"
     | "model.requested"
     | "model.responded"
+    | "tool.responded"
     | "model.retried"
     | "degraded"
+    | "run.decided"
     | "run.resumed"
     | "run.stopping"
   > {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import BadCheckpoint, Progress, Writer, as_one, read
 from holdfast.agents.client_tools import HandedOver, external, handed
 from holdfast.agents.deciding import requests_of, results_of
+from holdfast.agents.delegation import Delegation, delegating
 from holdfast.agents.history import call_ids, given_and_mended
 from holdfast.agents.mcp import McpLimits
 from holdfast.agents.mistakes import patient
@@ -118,17 +120,22 @@ class Drive:
         ctx.probe.history = shape.report(given, past)
         self.hooks.compactor.since = len(past)
         prompt, past = self._start(past)
-        async with adapter.agent.iter(
-            prompt,
-            message_history=past,
-            model=adapter.model,
-            instructions=ctx.instructions or None,
-            model_settings=model_settings(ctx.settings),
-            conversation_id=ctx.session or None,
-            toolsets=external(ctx.tools),
-            capabilities=[self.hooks],
-        ) as run:
+        delegation = Delegation(adapter.guard, self.hooks.mcp, self.channel, ctx.deadline)
+        async with (
+            AsyncExitStack() as stack,
+            adapter.agent.iter(
+                prompt,
+                message_history=past,
+                model=adapter.model,
+                instructions=ctx.instructions or None,
+                model_settings=model_settings(ctx.settings),
+                conversation_id=ctx.session or None,
+                toolsets=external(ctx.tools),
+                capabilities=[self.hooks],
+            ) as run,
+        ):
             self._run = run
+            stack.enter_context(delegating(delegation))
             self._leave_steps_to_the_budget(run)
             run.ctx.deps.tool_manager = patient(run.ctx.deps.tool_manager)
             node = run.next_node

@@ -7,7 +7,8 @@ runs of a worker. What it does not do, and what is done here:
 - a server that died, or that answers nobody since a call to it was given up, is started anew before the next call,
   so that one broken call does not break all that follow;
 - a server over stdio runs behind a relay (`holdfast.tools.relay`), which bounds what it writes and ends it, with what
-  it started, when the worker ends it or dies.
+  it started, when the worker ends it or dies;
+- what a server over HTTP answers is bounded by hooks of its client (`mcp_http`).
 
 Whether a connection still lives is asked by a ping, and only after something went wrong with it, or at a run's start.
 """
@@ -27,6 +28,7 @@ from pydantic_ai.toolsets import AbstractToolset, DynamicToolset, WrapperToolset
 from pydantic_ai.toolsets.abstract import ToolsetTool
 
 import holdfast.tools
+from holdfast.agents.mcp_http import bound_messages
 from holdfast.agents.results import words
 from holdfast.config import Settings
 from holdfast.domain.errors import RunEnded
@@ -61,7 +63,9 @@ def guarded(toolset: AbstractToolset[Any], limits: McpLimits) -> AbstractToolset
             return _guarded_when_made(leaf, guard)
         if not _is_server(leaf):
             return leaf
-        _relay(vars(leaf)["client"].transport, limits.message_bytes)
+        transport = _transport(vars(leaf)["client"].transport)
+        _relay(transport, limits.message_bytes)
+        bound_messages(transport, limits.message_bytes)
         return McpGuard(leaf, limits)
 
     return toolset.visit_and_replace(guard)
@@ -221,10 +225,14 @@ class McpGuard(WrapperToolset[Any]):
         )
 
 
+def _transport(transport: Any) -> Any:
+    """The transport itself, out of a configuration with one server."""
+    inner = getattr(transport, "transport", None)
+    return inner if inner is not None else transport
+
+
 def _relay(transport: Any, message_bytes: int) -> None:
     """Let a server over stdio be started behind the relay."""
-    inner = getattr(transport, "transport", None)  # of a configuration with one server
-    transport = inner if inner is not None else transport
     command, args = getattr(transport, "command", None), getattr(transport, "args", None)
     if not isinstance(command, str) or not isinstance(args, list) or str(RELAY) in args:
         return

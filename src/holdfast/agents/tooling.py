@@ -44,6 +44,7 @@ from pydantic_ai.toolsets import AbstractToolset
 from holdfast.agents.channel import Channel
 from holdfast.agents.checkpoint import Finished
 from holdfast.agents.deciding import APPROVAL
+from holdfast.agents.delegation import call_ended
 from holdfast.agents.elsewhere import as_raised
 from holdfast.agents.mcp import McpLimits, guarded
 from holdfast.agents.mistakes import mistake
@@ -256,6 +257,7 @@ class ToolRunner:
             return await _caught(work)
         finally:
             self._ctx.probe.tool_ended(name)
+            call_ended(name)
 
     def _timed_out(self, name: str, limit_s: float, note: str) -> ToolFailed:
         self.outcomes[name] = "timeout"

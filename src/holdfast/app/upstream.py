@@ -45,10 +45,14 @@ class Reached(NamedTuple):
 
 async def probe_model(url: str) -> Reached:
     """Ask the server at `url` for its models, for at most 3 s: is it there, does it take the key, is it rehearsing?"""
-    headers = {"Authorization": f"Bearer {model_key()}"}
+    headers = {"Authorization": f"Bearer {model_key()}", "Accept-Encoding": "identity"}
     try:
-        async with asyncio.timeout(PROBE_S), httpx2.AsyncClient(timeout=PROBE_S) as client:
-            response = await client.get(f"{url.rstrip('/')}/models", headers=headers)
+        async with (
+            asyncio.timeout(PROBE_S),
+            httpx2.AsyncClient(timeout=PROBE_S) as client,
+            client.stream("GET", f"{url.rstrip('/')}/models", headers=headers) as response,
+        ):
+            pass  # its head says it all, and nobody has to hold a body of whatever size
     except TimeoutError:
         return Reached(False, False, f"nothing answered at {mask(url)} in {PROBE_S:g} s")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:

@@ -97,6 +97,8 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"degraded: {one_line(event.get('what'))}: {one_line(event.get('why'))}"
         case EventType.RUN_WAITING:
             return f"waiting for a decision: {one_line(event.get('requests'))}"
+        case EventType.RUN_DECIDED:
+            return f"waiting for the rest of the decisions: {one_line(event.get('open'))}"
         case EventType.RUN_EDITED:
             return f"edited: {one_line(event.get('input', ''))}"
         case EventType.STEERED:

@@ -126,7 +126,7 @@ class Calls(ABC, Generic[Answer]):
         return self._ask(Call("POST", path, json={"input": input}, headers=_key(idempotency_key)))
 
     def decide(self, run: str, decisions: Sequence[Mapping[str, Any]]) -> Answer:
-        """Decide about every call that a waiting run asks about; its record."""
+        """Decide about calls that a waiting run asks about, all or a part; its record, with what it `waits_for`."""
         return self._ask(Call("POST", run_path(run, "/decisions"), json={"decisions": list(decisions)}))
 
     def inspect(self, run: str) -> Answer:

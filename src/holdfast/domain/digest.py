@@ -119,6 +119,8 @@ class Digest:
             case EventType.MODEL_RESPONDED:
                 self.spent.responded(fields.get("usage"))
                 self.finish_reason = fields.get("finish_reason")
+            case EventType.TOOL_RESPONDED:
+                self.spent.delegated(fields.get("usage"))
             case EventType.ATTEMPT_DISCARDED:
                 self._discard(fields)
             case EventType.RUN_STARTED:
@@ -144,7 +146,7 @@ class Digest:
         return self.text() + self._last_discarded
 
     def usage(self) -> dict[str, int | float]:
-        """Sums over model.responded: requests, input_tokens, output_tokens and what else models count."""
+        """Sums over model.responded and tool.responded: requests, input and output tokens, what else models count."""
         return self.spent.totals()
 
     @property

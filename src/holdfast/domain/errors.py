@@ -24,6 +24,7 @@ class Entry(NamedTuple):
 
 
 CATALOGUE: Final[dict[str, Entry]] = {
+    "malformed_request": Entry(400, False, "send a request of HTTP/1.1, or correct what sent this one"),
     "unauthorized": Entry(401, False, "send Authorization: Bearer <api key or JWT>"),
     "forbidden_origin": Entry(403, False, "call the server by a loopback name, or give it API keys"),
     "forbidden_scope": Entry(403, False, "use a key or a token with that scope"),

@@ -33,12 +33,14 @@ class EventType(StrEnum):
     TOOL_CALLED = "tool.called"
     TOOL_PROGRESS = "tool.progress"
     TOOL_FINISHED = "tool.finished"
+    TOOL_RESPONDED = "tool.responded"  # fields: call, model, finish_reason, usage, duration_ms; see agents.delegation
     MODEL_RESPONDED = "model.responded"
     MODEL_RETRIED = "model.retried"
     ATTEMPT_DISCARDED = "attempt.discarded"
     RUN_STALLED = "run.stalled"
     DEGRADED = "degraded"
     RUN_WAITING = "run.waiting"
+    RUN_DECIDED = "run.decided"  # fields: decisions (all so far), open (the calls without one), asked; it waits on
     RUN_RESUMED = "run.resumed"
     STEERED = "steered"
     RUN_STOPPING = "run.stopping"

@@ -23,6 +23,7 @@ class Usage:
         self._requested = 0
         self._responded = 0
         self._cut = 0
+        self._delegated = 0  # responses to agents that tools have called
         self._silent = 0  # whole responses without a usage
         self._open = False  # a request without its response
         self._characters = 0  # of the open one
@@ -32,7 +33,7 @@ class Usage:
     @property
     def steps(self) -> int:
         """Model calls that were asked for; a call that is repeated after a failure is one."""
-        return max(self._requested, self._responded)
+        return max(self._requested, self._responded) + self._delegated
 
     @property
     def tokens(self) -> int:
@@ -71,6 +72,16 @@ class Usage:
             self.unreported_characters += self._characters
         self._open = False
         self._characters = 0
+        self._add(given)
+
+    def delegated(self, usage: Mapping[str, Any] | None) -> None:
+        """A response to an agent that a tool has called is whole."""
+        given = usage or {}
+        self._delegated += 1
+        self._silent += not reported(given)
+        self._add(given)
+
+    def _add(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
             if isinstance(value, bool):
                 continue
@@ -79,7 +90,7 @@ class Usage:
 
     def totals(self) -> dict[str, int | float]:
         """As records and terminal events show it: requests, the sums, and `unreported` where there are such."""
-        requests = self._responded + self._cut + int(self._open)
+        requests = self._responded + self._delegated + self._cut + int(self._open)
         found: dict[str, int | float] = {"requests": requests} if requests else {}
         found |= self._sums
         if COST in found:

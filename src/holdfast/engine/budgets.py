@@ -19,7 +19,7 @@ from holdfast.domain.digest import Digest
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.runs import Reason
 from holdfast.domain.usage import COST, reported
-from holdfast.ports.agent import Degraded, ModelResponded
+from holdfast.ports.agent import Degraded, ModelResponded, ToolResponded
 
 _CHARACTERS_A_TOKEN: Final = 4
 _MILLION: Final = 1_000_000
@@ -56,7 +56,7 @@ class Budget:
         if limit and (calls := self._fold.tool_calls) > limit:
             raise _over("budget_tool_calls", f"tool call {calls} was asked for", limit)
 
-    def priced(self, event: ModelResponded) -> dict[str, Any]:
+    def priced(self, event: ModelResponded | ToolResponded) -> dict[str, Any]:
         """The usage of a response, with its cost where there is a price and the agent did not tell one."""
         usage = dict(event.usage)
         price = self._price(event.model)
@@ -64,7 +64,7 @@ class Budget:
             usage[COST] = _cost(price, usage)
         return usage
 
-    def blind_to(self, event: ModelResponded, usage: Mapping[str, Any]) -> list[Degraded]:
+    def blind_to(self, event: ModelResponded | ToolResponded, usage: Mapping[str, Any]) -> list[Degraded]:
         """What a budget cannot count of this response; each is said once."""
         found = []
         settings = self._settings

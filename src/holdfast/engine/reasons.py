@@ -100,7 +100,7 @@ def _without_worker(record: RunRecord, around: dict[str, Any]) -> dict[str, Any]
 
 
 def _parked_at(around: dict[str, Any]) -> int | None:
-    """When the last event of a run was written that waits: that is its run.waiting."""
+    """When the last event of a run was written that waits: it asked, or somebody decided about a part of that."""
     page = around.get("last")
     return moment_ms(decode_event(page.events[-1])["ts"]) if page is not None and page.events else None
 

@@ -18,7 +18,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey, new_run_id, new_session_id, trace_id
 from holdfast.domain.messages import ClientTool, HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
-from holdfast.engine.deciding import decide
+from holdfast.engine.deciding import decide, open_calls
 from holdfast.engine.lists import ListWatch
 from holdfast.engine.reasons import inspection
 from holdfast.engine.shedding import Shedding
@@ -206,9 +206,13 @@ class Sessions:
             raise HoldfastError("already_ended", f"run {key.run} has ended", run=key.run)
         return await self.get(key)
 
-    async def decide(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> RunRecord:
-        """Let a waiting run go on; see `deciding`."""
-        return await decide(self._store, key, decisions)
+    async def decide(self, key: RunKey, decisions: Sequence[dict[str, Any]], *, partly: bool = False) -> RunRecord:
+        """Decide about what a waiting run asks; see `deciding`."""
+        return await decide(self._store, key, decisions, partly=partly)
+
+    async def open_calls(self, record: RunRecord) -> list[str]:
+        """What a waiting run still waits for; see `deciding`."""
+        return await open_calls(self._store, record)
 
     async def list_runs(
         self,

@@ -27,9 +27,11 @@ from holdfast.ports.agent import (
     Steered,
     TextDelta,
     ToolArgs,
+    ToolAsks,
     ToolCalled,
     ToolFinished,
     ToolProgress,
+    ToolResponded,
 )
 
 E = TypeVar("E", bound=AgentEvent)
@@ -41,6 +43,8 @@ _TEXTS: Final[dict[type, tuple[str, ...]]] = {
     ToolCalled: ("call", "name"),
     ToolProgress: ("call", "text"),
     ToolFinished: ("call", "name", "outcome"),
+    ToolAsks: ("call", "model"),
+    ToolResponded: ("call", "model"),
     ModelRequested: ("model",),
     ModelResponded: ("model",),
     ModelRetried: ("reason",),
@@ -55,6 +59,7 @@ _NUMBERS: Final[dict[type, tuple[str, ...]]] = {
     PartDone: ("part",),
     ModelRequested: ("step", "attempt"),
     ModelResponded: ("step", "duration_ms"),
+    ToolResponded: ("duration_ms",),
     ModelRetried: ("step", "attempt", "wait_ms"),
     AttemptDiscarded: ("step",),
     Steered: ("n",),

@@ -27,9 +27,11 @@ from holdfast.ports.agent import (
     Steered,
     TextDelta,
     ToolArgs,
+    ToolAsks,
     ToolCalled,
     ToolFinished,
     ToolProgress,
+    ToolResponded,
     Waiting,
 )
 from holdfast.ports.probe import Probe
@@ -92,6 +94,11 @@ class Translator:
                 self.model_open, self.model_content = True, False
                 self._put(EventType.MODEL_REQUESTED, step=event.step, model=event.model, attempt=event.attempt)
                 await self._may_begin()
+            case ToolAsks():
+                self._budget.before_model(1)
+                await self._may_begin()
+            case ToolResponded():
+                self._delegated(event)
             case ModelResponded() | ModelRetried() | AttemptDiscarded() | Degraded():
                 self._model(event)
             case Steered():
@@ -116,9 +123,11 @@ class Translator:
                     self._done(event.part)
                 case ToolArgs() | ToolCalled() | ToolProgress() | ToolFinished():
                     self._tool(event)
+                case ToolResponded():
+                    self._delegated(event)
                 case ModelResponded() | ModelRetried() | AttemptDiscarded() | Degraded():
                     self._model(event)
-                case Checkpoint() | ModelRequested() | Steered() | Waiting() | Result():
+                case Checkpoint() | ToolAsks() | ModelRequested() | Steered() | Waiting() | Result():
                     pass  # nothing goes on from here, and nothing new began
 
     def _delta(self, event: TextDelta | ReasoningDelta) -> None:
@@ -177,8 +186,7 @@ class Translator:
                     ttft_ms=event.ttft_ms,
                     duration_ms=event.duration_ms,
                 )
-                for blind in self._budget.blind_to(event, usage):
-                    self._put(EventType.DEGRADED, what=blind.what, why=blind.why)
+                self._blind(event, usage)
             case ModelRetried():
                 self._put(
                     EventType.MODEL_RETRIED,
@@ -201,6 +209,22 @@ class Translator:
                 self._put(EventType.DEGRADED, what=event.what, why=mask(event.why))
             case _:
                 assert_never(event)
+
+    def _delegated(self, event: ToolResponded) -> None:
+        usage = self._budget.priced(event)
+        self._put(
+            EventType.TOOL_RESPONDED,
+            call=event.call,
+            model=event.model,
+            finish_reason=event.finish_reason,
+            usage=usage,
+            duration_ms=event.duration_ms,
+        )
+        self._blind(event, usage)
+
+    def _blind(self, event: ModelResponded | ToolResponded, usage: dict[str, Any]) -> None:
+        for blind in self._budget.blind_to(event, usage):
+            self._put(EventType.DEGRADED, what=blind.what, why=blind.why)
 
     def _put(self, kind: EventType, **fields: Any) -> None:
         self._appender.put(kind, fields)

@@ -31,6 +31,7 @@ _NOTICES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     EventType.RUN_STALLED: ("stalled", ("waiting_on", "since_ms", "fires", "fires_in_ms")),
     EventType.DEGRADED: ("degraded", ("what", "why")),
     EventType.RUN_WAITING: ("waiting", ("requests",)),
+    EventType.RUN_DECIDED: ("decided", ("decisions", "open")),
     EventType.RUN_RESUMED: ("resumed", ("decisions",)),
     EventType.STEERED: ("steered", ("input",)),
     EventType.RUN_STOPPING: ("stopping", ("reason", "by")),

@@ -115,7 +115,12 @@ async def list_runs(gate: Gate, request: Request) -> Response:
 
 async def get_run(gate: Gate, request: Request) -> Response:
     """GET /api/runs/{run}: the record."""
-    return answer(run_view(await gate.sessions.get(run_key(request))))
+    return answer(await _with_open(gate, await gate.sessions.get(run_key(request))))
+
+
+async def _with_open(gate: Gate, record: RunRecord) -> RunView:
+    """The record, with the calls that somebody has to decide about."""
+    return run_view(record, waits_for=await gate.sessions.open_calls(record))
 
 
 async def edit_run(gate: Gate, request: Request) -> Response:
@@ -144,11 +149,12 @@ async def steer_run(gate: Gate, request: Request) -> Response:
 
 
 async def decide_run(gate: Gate, request: Request) -> Response:
-    """POST /api/runs/{run}/decisions: let a waiting run go on."""
+    """POST /api/runs/{run}/decisions: of all that a run waits for it goes on; of a part it waits on for the rest."""
     key = run_key(request)
     body = await read_json(request, DecisionsBody, gate.settings.body_bytes)
     idempotency_key(request)  # checked for its form; the decisions are their own key
-    return answer(run_view(await gate.sessions.decide(key, decided(body.decisions))), 202)
+    record = await gate.sessions.decide(key, decided(body.decisions), partly=True)
+    return answer(await _with_open(gate, record), 202)
 
 
 async def inspect_run(gate: Gate, request: Request) -> Response:

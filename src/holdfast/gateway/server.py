@@ -5,6 +5,7 @@ What is added to uvicorn, and why:
 - a limit on the size of a request's head and on the time it may take (uvicorn waits for ever for a first request)
 - TCP_USER_TIMEOUT, so that a client that vanished without a word is noticed
 - answers to HTTP/1.0 without chunks
+- an answer to what is no request that says what was wrong, as a problem; and none into the middle of another answer
 - `holdfast.abort`, so that a connection whose client takes nothing can be dropped with its unsent bytes
 Signals are not taken: `stop()` is the only way to end it.
 """
@@ -14,13 +15,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from holdfast.aio import Owner, closed_here, not_for_forks, settle
 from holdfast.domain.errors import HoldfastError
@@ -203,9 +206,19 @@ def _raw(response: Response) -> bytes:
 
 
 class _Upgrading(HttpToolsProtocol):
-    """Hands a connection over to WebSocket, unless there are too many."""
+    """Hands a connection over to WebSocket, unless there are too many; refuses what is no request."""
 
     _surplus = False
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what was wrong, and close; `msg` is uvicorn's word, and of no use where the parser has a better one."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # its client would take the words for a part of what it reads
+            return
+        error = HoldfastError("malformed_request", _wrong(sys.exc_info()[1], msg))
+        self.transport.write(_raw(respond(error, self._path(), {"Connection": "close"})))
+        self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:
         if self._surplus:
@@ -215,7 +228,16 @@ class _Upgrading(HttpToolsProtocol):
             super().handle_websocket_upgrade()
 
     def _path(self) -> str:
-        return self.url.partition(b"?")[0].decode("ascii", "replace")
+        return (self.url or b"").partition(b"?")[0].decode("ascii", "replace")
+
+
+def _wrong(error: BaseException | None, otherwise: str) -> str:
+    """What is no request, and why, as far as the parser says it."""
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return "the first word is no method of HTTP; is this a request, and not TLS or another protocol?"
+    if isinstance(error, httptools.HttpParserInvalidURLError):
+        return "the request's target is no URL"
+    return f"this is no request of HTTP: {error}" if isinstance(error, httptools.HttpParserError) else otherwise
 
 
 def _protocol(connections: int) -> type[asyncio.Protocol]:
@@ -252,7 +274,7 @@ def _protocol(connections: int) -> type[asyncio.Protocol]:
                     self._await_head()
             super().data_received(data)
             if self._in_head and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-                self.send_400_response(f"The request's head is over {HEAD_BYTES_MAX} bytes.")
+                self.send_400_response(f"the request's head is over {HEAD_BYTES_MAX} bytes")
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

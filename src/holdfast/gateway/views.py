@@ -56,6 +56,7 @@ class RunView(msgspec.Struct):
     started_at: str | None
     ended_at: str | None
     due_in_ms: int | None
+    waits_for: list[str] | msgspec.UnsetType = msgspec.UNSET  # calls that somebody has to decide about
 
 
 class RunList(msgspec.Struct):
@@ -126,7 +127,7 @@ class Workers(msgspec.Struct):
     agents: list[AgentView]
 
 
-def run_view(record: RunRecord, *, listed: bool = False) -> RunView:
+def run_view(record: RunRecord, *, listed: bool = False, waits_for: list[str] | None = None) -> RunView:
     """A record as JSON; in lists the input and the output are cut."""
     spec = record.spec
     return RunView(
@@ -160,6 +161,7 @@ def run_view(record: RunRecord, *, listed: bool = False) -> RunView:
         started_at=_moment(record.started_at),
         ended_at=_moment(record.ended_at),
         due_in_ms=record.due_in_ms,
+        waits_for=waits_for or msgspec.UNSET,
     )
 
 

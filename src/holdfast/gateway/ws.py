@@ -221,7 +221,7 @@ class Socket:
             case Decide():
                 found = decided(asked.decisions)
                 async with within_limit():
-                    record = await gate.sessions.decide(self._key(asked.run), found)
+                    record = await gate.sessions.decide(self._key(asked.run), found, partly=True)
                 await self._ack(asked, record)
             case _:
                 assert_never(asked)

@@ -1,5 +1,6 @@
 """The models that agents speak to: how they are named, reached, bounded and watched."""
 
+from holdfast.models.bounds import AnswerUnreadable, BoundedStream, coding_of
 from holdfast.models.breaker import Breakers
 from holdfast.models.errors import ModelBadResponse, ModelBreakerOpen, ModelStalled, ModelTruncated
 from holdfast.models.guard import GuardedModel
@@ -9,6 +10,8 @@ from holdfast.models.scope import RequestScope, in_scope
 from holdfast.models.verdicts import restart_reason
 
 __all__ = [
+    "AnswerUnreadable",
+    "BoundedStream",
     "Breakers",
     "GuardedModel",
     "ModelBadResponse",
@@ -20,6 +23,7 @@ __all__ = [
     "ModelStalled",
     "ModelTruncated",
     "RequestScope",
+    "coding_of",
     "in_scope",
     "restart_reason",
 ]

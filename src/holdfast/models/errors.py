@@ -23,7 +23,7 @@ from pydantic_ai.exceptions import (
     UnexpectedModelBehavior,
 )
 
-from holdfast.models.transport import AnswerTooLarge
+from holdfast.models.bounds import AnswerUnreadable
 
 _CAUSES_MAX: Final = 10
 _LIBRARIES: Final = frozenset({"anthropic", "httpx2", "json", "openai", "pydantic", "pydantic_ai"})  # read answers
@@ -77,8 +77,8 @@ def refine(error: Exception, model_name: str) -> Exception:
     """The same failure with the most exact type we know; to be raised from the one given, unless it is that one."""
     if isinstance(error, ModelStalled | ModelTruncated | ModelBadResponse | ModelBreakerOpen):
         return error
-    if (too_large := _caused_by_size(error)) is not None:
-        return ModelBadResponse(model_name, f"the answer of model {model_name!r} cannot be used: {too_large}")
+    if (unread := _caused_by_body(error)) is not None:
+        return ModelBadResponse(model_name, f"the answer of model {model_name!r} cannot be used: {unread}")
     if isinstance(error, ModelConnectionError | ModelHTTPError):
         return error
     if isinstance(error, ModelAPIError):
@@ -98,10 +98,10 @@ def refine(error: Exception, model_name: str) -> Exception:
     return error
 
 
-def _caused_by_size(error: BaseException | None) -> AnswerTooLarge | None:
+def _caused_by_body(error: BaseException | None) -> AnswerUnreadable | None:
     """What our transport said below a client library, which calls everything a connection error."""
     for _ in range(_CAUSES_MAX):
-        if error is None or isinstance(error, AnswerTooLarge):
+        if error is None or isinstance(error, AnswerUnreadable):
             return error
         error = error.__cause__ or error.__context__
     return None

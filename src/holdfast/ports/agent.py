@@ -73,6 +73,23 @@ class ToolFinished(msgspec.Struct, frozen=True):
     checkpoint: bytes | None = None
 
 
+class ToolAsks(msgspec.Struct, frozen=True):
+    """An agent that a tool has called will ask a model: budgets and the lease are looked at, nothing is logged."""
+
+    call: str
+    model: str
+
+
+class ToolResponded(msgspec.Struct, frozen=True):
+    """A model has answered an agent that a tool has called; its usage is the run's."""
+
+    call: str
+    model: str
+    finish_reason: str | None
+    usage: dict[str, Any]
+    duration_ms: int
+
+
 class ModelRequested(msgspec.Struct, frozen=True):
     """A model request begins."""
 
@@ -192,6 +209,8 @@ AgentEvent = (
     | ToolCalled
     | ToolProgress
     | ToolFinished
+    | ToolAsks
+    | ToolResponded
     | ModelRequested
     | ModelResponded
     | ModelRetried

@@ -13,7 +13,7 @@ Times: `*_ms` durations in milliseconds; `*_at` are wall milliseconds since 1970
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -182,8 +182,15 @@ class RunStore(Protocol):
         """Append run.waiting and give the lease back; the session's slot is kept, the deadline stands still."""
         ...
 
-    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended:
-        """Append run.resumed with `decisions` to a waiting run and make it ready again, epoch + 1."""
+    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]], base: int | None = None) -> Appended:
+        """Append run.resumed with `decisions` to a waiting run and make it ready again, epoch + 1.
+
+        GAP where the head is no longer `base`, if one is given: somebody else has decided meanwhile.
+        """
+        ...
+
+    async def decide(self, key: RunKey, fields: Mapping[str, Any], base: int) -> Appended:
+        """Append run.decided with `fields` to a waiting run, which waits on; GAP where the head is no longer `base`."""
         ...
 
     async def release(self, key: RunKey, fence: Fence) -> Appended:

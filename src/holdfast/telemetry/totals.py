@@ -106,6 +106,9 @@ class Totals:
                 self.add("holdfast_model_requests_total")
             case EventType.MODEL_RESPONDED:
                 self._responded(fields)
+            case EventType.TOOL_RESPONDED:
+                self.add("holdfast_model_requests_total")
+                self._responded(fields)
             case EventType.MODEL_RETRIED:
                 self.add("holdfast_model_retries_total")
             case EventType.ATTEMPT_DISCARDED:

@@ -21,7 +21,7 @@ from textual.widgets import Static
 
 from holdfast.client import ApiError, AsyncClient, ClientError, Connection, ServerUnreachable
 from holdfast.domain.words import age, one_line
-from holdfast.tui.dialogs import Choose, Decide, Decisions
+from holdfast.tui.dialogs import Behind, Choose, Decide, Decisions
 from holdfast.tui.prompt import Prompt
 from holdfast.tui.transcript import RunView
 
@@ -59,6 +59,7 @@ class ChatApp(App[str]):
         Binding("ctrl+n", "new", "new session", priority=True),
         Binding("ctrl+o", "sessions", "sessions", priority=True),
         Binding("ctrl+t", "busy", "while a run is active", priority=True),
+        Binding("ctrl+r", "behind", "edit what waits", priority=True),
         Binding("ctrl+y", "decide", "decide", priority=True),
         Binding("pageup", "page(-1)", "up", priority=True),
         Binding("pagedown", "page(1)", "down", priority=True),
@@ -164,6 +165,11 @@ class ChatApp(App[str]):
         view = self._active()
         if view is not None and view.requests and len(self.screen_stack) == 1:
             self._work(self._decide(view), "decide", exclusive=True)
+
+    def action_behind(self) -> None:
+        """Edit or remove a prompt that waits."""
+        if self._queue and len(self.screen_stack) == 1:
+            self._work(self._change(), "behind", exclusive=True)
 
     def action_page(self, way: int) -> None:
         """Scroll the conversation."""
@@ -284,7 +290,7 @@ class ChatApp(App[str]):
                 number += 1
                 if number % _EVENTS_AT_ONCE == 0:
                     await asyncio.sleep(0)  # a long log is read anew: keys come first
-                if event["type"] == "run.waiting":
+                if event["type"] in ("run.waiting", "run.decided") and not isinstance(self.screen, Decide):
                     self._work(self._asked(view, event), "decide", exclusive=True)
         await self._look()
 
@@ -300,8 +306,28 @@ class ChatApp(App[str]):
         decisions: Decisions | None = await self.push_screen_wait(Decide(requests))
         if decisions is None:
             view.note("not decided: ^Y asks again, and the web page still can")
+            return
+        still = {each["call"] for each in view.requests}  # somebody else may have decided some of it meanwhile
+        if left := [each for each in decisions if each["call"] in still]:
+            await self._client.decide(view.run, left)
+
+    async def _change(self) -> None:
+        waiting = [await self._client.record(record["id"]) for record in self._queue]  # in lists a long input is cut
+        changed = await self.push_screen_wait(Behind([(record["id"], record["input"]) for record in waiting]))
+        if changed is None:
+            return
+        run, text = changed
+        try:  # it may have begun meanwhile: then the server says so, and nothing of what runs is stopped
+            await self._client.edit(run, text) if text is not None else await self._remove(run)
+        finally:
+            await self._look()
+
+    async def _remove(self, run: str) -> None:
+        record = await self._client.record(run)
+        if _waits(record):
+            await self._client.stop(run)
         else:
-            await self._client.decide(view.run, decisions)
+            self.notify("it has begun, or ended, and was not removed; Esc stops what runs", markup=False)
 
     async def _choose(self) -> None:
         found = (await self._client.sessions(limit=_SESSIONS))["sessions"]
@@ -349,6 +375,8 @@ class ChatApp(App[str]):
         if self._texts.get("busy") != busy:
             self._texts["busy"] = self._prompt.border_subtitle = busy
         waits = [f"waiting {n}. {one_line(record['input'])}" for n, record in enumerate(self._queue, 1)]
+        if waits:
+            waits[0] += "  (^R edits, removes)"
         self._set("queue", "\n".join(waits))
         self._lines["queue"].display = bool(waits)
         words_now = view.live.words(now) if view else self._lost

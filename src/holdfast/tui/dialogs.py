@@ -1,4 +1,4 @@
-"""Questions over the conversation: may this call run, and which session is it to be."""
+"""Questions over the conversation: may this call run, which session is it to be, and what becomes of what waits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from holdfast.domain.words import clean, one_line
+from holdfast.tui.prompt import Prompt
 
 Decisions = list[dict[str, Any]]
 
@@ -101,4 +102,51 @@ class Choose(ModalScreen["str | None"]):
 
     def action_leave(self) -> None:
         """Open none."""
+        _ = self.dismiss(None)
+
+
+class Behind(ModalScreen["tuple[str, str | None] | None"]):
+    """The prompts that wait; dismissed with one's run and its new text, None to remove it, or None for neither."""
+
+    DEFAULT_CSS = _CSS.format(name="Behind")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+c", "leave", "back", priority=True),
+        Binding("delete,d", "remove", "remove"),
+    ]
+
+    def __init__(self, waiting: Sequence[tuple[str, str]]) -> None:
+        """Offer these: run and prompt, in their order."""
+        super().__init__()
+        self._waiting = list(waiting)
+        self._edited = ""
+
+    def compose(self) -> ComposeResult:
+        """The list."""
+        with Vertical():
+            yield Static("What waits: Enter edits one, d removes it, Esc goes back", markup=False, id="keys")
+            lines = (Text(one_line(prompt), no_wrap=True, overflow="ellipsis") for _, prompt in self._waiting)
+            yield OptionList(*map(Option, lines))
+
+    async def on_option_list_option_selected(self, chosen: OptionList.OptionSelected) -> None:
+        """Edit it, in place of the list."""
+        self._edited, prompt = self._waiting[chosen.option_index]
+        self.query_one("#keys", Static).update("Enter saves, Ctrl-J begins a line, Esc leaves it as it was")
+        await self.query_one(OptionList).remove()
+        box = Prompt(prompt)
+        await self.query_one(Vertical).mount(box)
+        box.move_cursor(box.document.end)
+        box.focus()
+
+    def on_prompt_sent(self, sent: Prompt.Sent) -> None:
+        """Its new text."""
+        _ = sent.stop()
+        _ = self.dismiss((self._edited, sent.text))
+
+    def action_remove(self) -> None:
+        """It is not to run."""
+        if not self._edited and (at := self.query_one(OptionList).highlighted) is not None:
+            _ = self.dismiss((self._waiting[at][0], None))
+
+    def action_leave(self) -> None:
+        """All stays as it was."""
         _ = self.dismiss(None)

@@ -26,9 +26,10 @@ class Prompt(TextArea):
             super().__init__()
             self.text = text
 
-    def __init__(self) -> None:
-        """An empty box."""
+    def __init__(self, text: str = "") -> None:
+        """A box with this text."""
         super().__init__(
+            text,
             soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False, tab_behavior="focus",
             placeholder="Ask something",
         )  # fmt: skip

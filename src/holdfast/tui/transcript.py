@@ -187,11 +187,12 @@ class RunView(Vertical):
             case EventType.RUN_WAITING:
                 self.requests = event["requests"]
                 self._pause((each["call"], "needs a decision") for each in self.requests)
+            case EventType.RUN_DECIDED:
+                self.requests = [each for each in self.requests if each["call"] in event["open"]]
+                self._pause((each["call"], _how(each)) for each in event["decisions"])
             case EventType.RUN_RESUMED:
                 self.requests = ()
-                how = {
-                    each["call"]: "approved" if each.get("approve", True) else "denied" for each in event["decisions"]
-                }
+                how = {each["call"]: _how(each) for each in event["decisions"]}
                 denied = sum(each == "denied" for each in how.values())
                 self._pause(how.items())
                 self.note(f"decided: {len(how) - denied} approved, {denied} denied")
@@ -274,3 +275,7 @@ def _words(event: Mapping[str, Any]) -> str:
             return f"degraded: {one_line(event.get('what'))}: {one_line(event.get('why'))}"
         case _:
             return ""
+
+
+def _how(decision: Mapping[str, Any]) -> str:
+    return "approved" if decision.get("approve", True) else "denied"

@@ -193,7 +193,12 @@ class RedisStore:
         fenced = _fenced(key, fence, base, events)
         return _appended(await self._link.call("park", *fenced, approval_ms, checkpoint, *events))
 
-    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended:
+    async def decide(self, key: RunKey, fields: Mapping[str, Any], base: int) -> Appended:
+        """See the port."""
+        event = encode_event(base + 1, key.run, EventType.RUN_DECIDED, self._wall(), fields)
+        return _appended(await self._link.call("decide", uid(key), base, event))
+
+    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]], base: int | None = None) -> Appended:
         """See the port."""
         fields = {"decisions": list(decisions)}
         encoded = msgspec.json.encode(fields["decisions"])
@@ -203,6 +208,8 @@ class RedisStore:
             if reply[0] != b"compose":
                 return _appended(reply)
             head = reply[1]
+            if base not in (None, head):
+                return Appended(Status.GAP, head)
             event = encode_event(head + 1, key.run, EventType.RUN_RESUMED, wall, fields)
         raise StoreUnavailable(f"resume: the log grew {_PLACE_TRIES_MAX} times meanwhile; repeat it (run={key.run})")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -215,9 +215,13 @@ class SqliteStore:
             "park", lambda tx: writing.park(tx, key, fence, base, events, checkpoint, approval_ms)
         )
 
-    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended:
+    async def resume(self, key: RunKey, decisions: Sequence[dict[str, Any]], base: int | None = None) -> Appended:
         """See the port."""
-        return await self._writer.do("resume", lambda tx: writing.resume(tx, key, decisions))
+        return await self._writer.do("resume", lambda tx: writing.resume(tx, key, decisions, base))
+
+    async def decide(self, key: RunKey, fields: Mapping[str, Any], base: int) -> Appended:
+        """See the port."""
+        return await self._writer.do("decide", lambda tx: writing.decide_some(tx, key, fields, base))
 
     async def release(self, key: RunKey, fence: Fence) -> Appended:
         """See the port."""

@@ -39,7 +39,9 @@ _LOOK_S: Final = 0.05
 _STINT_S: Final = 0.025
 _GAP_S: Final = 0.005
 _CATCH_UP_MS: Final = 20
-_REFUSED: Final = frozenset({"create", "append", "steer", "park", "resume", "edit_input", "claim"})  # on a full disk
+_REFUSED: Final = frozenset(
+    {"create", "append", "steer", "park", "decide", "resume", "edit_input", "claim"}
+)  # on a full disk
 
 
 class _Undone(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -96,7 +96,22 @@ def park(
     return Appended(Status.OK, head)
 
 
-def resume(tx: Tx, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended:
+def decide_some(tx: Tx, key: RunKey, fields: Mapping[str, Any], base: int) -> Appended:
+    """A waiting run hears some of its decisions, and waits on."""
+    row = find(tx, key)
+    if row is None:
+        return Appended(Status.UNKNOWN, 0)
+    move = decide(phase(row), Trigger.RESUME)
+    if not isinstance(move, Move):
+        return Appended(_answer(move), row["head"])
+    if row["head"] != base:
+        return Appended(Status.GAP, row["head"])
+    head = log.write_event(tx, row, EventType.RUN_DECIDED, dict(fields), row["epoch"])
+    changed(tx, row)
+    return Appended(Status.OK, head)
+
+
+def resume(tx: Tx, key: RunKey, decisions: Sequence[dict[str, Any]], base: int | None) -> Appended:
     """From waiting back into the ready queue, epoch + 1, the deadline with what it had left."""
     row = find(tx, key)
     if row is None:
@@ -104,6 +119,8 @@ def resume(tx: Tx, key: RunKey, decisions: Sequence[dict[str, Any]]) -> Appended
     move = decide(phase(row), Trigger.RESUME)
     if not isinstance(move, Move):
         return Appended(_answer(move), row["head"])
+    if base not in (None, row["head"]):
+        return Appended(Status.GAP, row["head"])
     head = log.write_event(tx, row, EventType.RUN_RESUMED, {"decisions": list(decisions)}, row["epoch"] + 1)
     tx.run(  # asking a human is no lost attempt
         "UPDATE runs SET epoch = epoch + 1, claim = '', worker = '', attempt = attempt - begun WHERE n = ?", row["n"]

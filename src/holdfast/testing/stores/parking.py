@@ -54,6 +54,35 @@ class Parking(StoreCase):
         assert (second.claim.decisions, second.claim.base) == (YES, first.head + 1)
         assert (await second.finish()).status is Status.OK
 
+    async def test_some_decisions_are_kept_and_the_run_waits_on(self, rig: Rig) -> None:
+        """Whoever decides about the rest finds them in the log, whatever has died meanwhile."""
+        holder = await rig.running()
+        await holder.park()
+        fields = {"decisions": YES, "open": ["c2"], "asked": holder.head}
+        answer = await rig.store.decide(holder.key, fields, holder.head)
+        assert (answer.status, answer.head) == (Status.OK, holder.head + 1)
+        last = (await rig.log(holder.key))[-1]
+        assert (last["type"], last["decisions"], last["open"]) == ("run.decided", YES, ["c2"])
+        record = await rig.record(holder.key)
+        assert (record.state, record.seq) == (State.WAITING, answer.head)
+        assert (await rig.store.resume(holder.key, YES, answer.head)).status is Status.OK
+        assert (await rig.take(holder.key)).claim.decisions == YES
+
+    async def test_a_decision_counts_only_behind_what_it_has_read(self, rig: Rig) -> None:
+        """Of two who decide at once one would overwrite what the other was told is kept."""
+        holder = await rig.running()
+        await holder.park()
+        fields = {"decisions": YES, "open": ["c2"], "asked": holder.head}
+        first, second = await asyncio.gather(*(rig.store.decide(holder.key, fields, holder.head) for _ in range(2)))
+        assert {first.status, second.status} == {Status.OK, Status.GAP}
+        assert (await rig.store.resume(holder.key, YES, holder.head)).status is Status.GAP
+        assert await rig.state(holder.key) is State.WAITING
+        await rig.store.request_stop(holder.key, Reason.STOPPED, "test")
+        head = (await rig.record(holder.key)).seq
+        assert (await rig.store.decide(holder.key, fields, head)).status is not Status.OK
+        assert (await rig.store.decide(RunKey("local", "r_none"), fields, 1)).status is Status.UNKNOWN
+        assert (await rig.types(holder.key)).count("run.decided") == 1
+
     async def test_waiting_for_approval_is_no_attempt(self, rig: Rig) -> None:
         """An agent without checkpoints has one attempt; asking a human must not use it up."""
         holder = await rig.running(limits=replace(CALM, attempts_max=1))
