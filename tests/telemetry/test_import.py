@@ -37,8 +37,8 @@ def test_an_import_asks_nobody():
 @pytest.mark.parametrize(
     ("module", "needless"),
     [
-        ("holdfast.app.serving", "pydantic_ai openai holdfast.rehearsal holdfast.agents holdfast.models jwt rich"),
-        ("holdfast.app.child", "pydantic_ai openai holdfast.gateway jwt rich starlette"),
+        ("holdfast.app.serving", "pydantic_ai openai holdfast.rehearsal holdfast.agents holdfast.models jwt"),
+        ("holdfast.app.child", "pydantic_ai openai holdfast.gateway jwt starlette"),
         ("holdfast.cli", "pydantic httpx2 asyncio holdfast.app holdfast.client rich"),
     ],
 )

@@ -14,10 +14,11 @@ import threading
 import time
 from typing import IO, Any, Literal
 
+import structlog
+
 from holdfast.domain.events import timestamp
 from holdfast.domain.secrets import mask
 from holdfast.telemetry.facade import NULL, Telemetry
-from holdfast.telemetry.rendering import json_line, logfmt
 from holdfast.telemetry.streams import Outlet, standard_error
 
 _LINE_CHARACTERS_MAX = 8192
@@ -41,7 +42,8 @@ class Log:
         self._lock = threading.Lock()
         self._failed = 0
         self._told = 0
-        self._json = form == "json"
+        self._json = structlog.processors.JSONRenderer(sort_keys=False) if form == "json" else None
+        self._logfmt = structlog.processors.LogfmtRenderer(bool_as_flag=False)
 
     @property
     def dropped(self) -> int:
@@ -93,9 +95,9 @@ class Log:
 
     def _render(self, event: str, at_ms: int, facts: dict[str, Any]) -> str:
         known = {"at": timestamp(at_ms)} | {k: v for k, v in facts.items() if v is not None}
-        if self._json:
-            return json_line({"event": event} | known)
-        return f"{event} {logfmt({k: _flat(v) for k, v in known.items()})}"
+        if self._json is not None:
+            return str(self._json(None, "", {"event": event} | known))
+        return f"{event} {self._logfmt(None, '', {k: _flat(v) for k, v in known.items()})}"
 
 
 def _flat(value: Any) -> Any:
