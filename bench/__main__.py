@@ -22,6 +22,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "ttft": (latency.first_token, 100),
     "stop": (latency.stop, 30),
     "crowd": (latency.crowd, 10),
+    "idle": (cost.idle, 30),
     "cpu": (cost.paced, 10),
     "speed": (cost.full_speed, 5),
     "processes": (supervised.compared, 5),

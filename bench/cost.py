@@ -8,15 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.system.reading import stored
-from tests.system.support import System, frames
+from tests.system.support import System, frames, until
 
 RATE = 20  # tokens a second of one run: a real model's pace, one wake-up for each token
 FAST = 5000
+_RESTS_S = 0.03  # of CPU in half a second
 
 
 def paced(system: System, seconds: int) -> tuple[str, list[list[str]]]:
     """CPU of the server for each token, against pydantic-ai alone reading the same model in its own process."""
+    _quiet(system)
     rows = [["runs at once", "Holdfast", "pydantic-ai alone", "ratio", "deltas per token"]]
     for at_once in (1, 20):
         n = seconds * RATE
@@ -29,6 +33,19 @@ def paced(system: System, seconds: int) -> tuple[str, list[list[str]]]:
         shown = [f"{ours * 1e6:.0f} us/token", f"{alone * 1e6:.0f} us/token", f"{ours / alone:.2f}"]
         rows.append([str(at_once), *shown, f"{deltas / (at_once * n):.2f}"])
     return f"CPU at {RATE} tokens/s a run, for {seconds} s (CPU clock: 10 ms)", rows
+
+
+def idle(system: System, seconds: int) -> tuple[str, list[list[str]]]:
+    """CPU of a server that nobody asks for anything, process by process."""
+    _quiet(system)
+    rows = [["process", "of one core"]]
+    everybody = {"server": system.ps()} | {f"worker or spare {p.pid}": p for p in system.workers()}
+    before = {name: _used_s(process) for name, process in everybody.items()}
+    time.sleep(seconds)
+    shares = {name: (_used_s(process) - before[name]) / seconds for name, process in everybody.items()}
+    for name, share in [*shares.items(), ("together", sum(shares.values()))]:
+        rows.append([name, f"{share * 100:.2f} %"])
+    return f"CPU of an idle server, for {seconds} s (CPU clock: 10 ms)", rows
 
 
 def full_speed(system: System, rounds: int) -> tuple[str, list[list[str]]]:
@@ -48,8 +65,23 @@ def full_speed(system: System, rounds: int) -> tuple[str, list[list[str]]]:
 
 def _cpu_s(system: System) -> float:
     """What the server's processes have used."""
-    times = [p.cpu_times() for p in [system.ps(), *system.workers()]]
-    return sum(t.user + t.system for t in times)
+    return sum(map(_used_s, [system.ps(), *system.workers()]))
+
+
+def _used_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _quiet(system: System) -> None:
+    """Wait until it has loaded: when the server is ready, a spare worker still imports for a second of CPU."""
+
+    def rests() -> bool:
+        before = _cpu_s(system)
+        time.sleep(0.5)
+        return len(system.workers()) > 1 and _cpu_s(system) - before < _RESTS_S
+
+    until(rests, "the server rests, its spare loaded")
 
 
 def _carry(system: System, script: str, at_once: int, n: int) -> int:

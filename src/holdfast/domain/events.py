@@ -10,6 +10,7 @@ import datetime as dt
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -59,8 +60,12 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 def timestamp(wall_ms: int) -> str:
     """Milliseconds since 1970 as `2026-01-02T03:04:05.678Z`."""
-    moment = dt.datetime.fromtimestamp(wall_ms / 1000, dt.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{wall_ms % 1000:03d}Z"
+    return f"{_second(wall_ms // 1000)}.{wall_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(wall_s: int) -> str:
+    return f"{dt.datetime.fromtimestamp(wall_s, dt.UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def moment_ms(text: str) -> int:

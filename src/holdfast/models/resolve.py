@@ -20,6 +20,7 @@ from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from holdfast.config import Settings, model_key, ollama_url
+from holdfast.models.chunks import openai_client
 from holdfast.models.transport import ProbedTransport
 
 _KEEPALIVE: Final = httpx2.Limits(max_connections=1024, max_keepalive_connections=64, keepalive_expiry=30.0)
@@ -92,7 +93,8 @@ class ModelClient:
             await http.aclose()
 
     def _openai(self, name: str, url: str, key: str) -> Model:
-        provider = OpenAIProvider(base_url=url.rstrip("/"), api_key=key, http_client=self._client())
+        client = openai_client(base_url=url.rstrip("/"), api_key=key, http_client=self._client())
+        provider = OpenAIProvider(openai_client=client)
         return OpenAIChatModel(
             name,
             provider=provider,

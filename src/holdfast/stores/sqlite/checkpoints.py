@@ -23,6 +23,8 @@ from holdfast.stores.sqlite.ballast import Ballast
 _FRAMES_MAX: Final = 1000  # 4 MB: the writer is asked
 _FRAMES: Final = 500  # copied while others write
 _LOOK_S: Final = 0.05
+_CALM_LOOK_S: Final = 0.2  # while little is written, and there is little
+_CALM_FRAMES: Final = 32  # new ones since the last look
 _SLEEP_S: Final = 30.0
 _HOLD_MS: Final = 100  # how long TRUNCATE waits for others, while writers may wait for it
 _IDLE_S: Final = 5.0
@@ -72,8 +74,10 @@ class Checkpoints:
         self._catch_up = catch_up
         self._conn: sqlite3.Connection | None = None
         self._written = threading.Event()
-        self._ending = False
+        self._closing = threading.Event()
         self._forgets = False  # something was deleted, and the WAL may still hold it
+        self._frames = 0  # at the last look
+        self._calm = False
         self._base = (0.0, 0)  # since when fewer than _IDLE_FRAMES were written, and at which length
         self._thread = threading.Thread(target=self._work, name="holdfast-checkpoints", daemon=True)
         self._thread.start()
@@ -90,7 +94,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """End the thread; bounded."""
-        self._ending = True
+        self._closing.set()
         self._written.set()
         conn = self._conn
         if conn is not None:
@@ -99,20 +103,22 @@ class Checkpoints:
         self._thread.join(_JOIN_S)
 
     def _work(self) -> None:
-        while not self._ending:
+        while not self._closing.is_set():
             written = self._written.wait(_FORGET_S if self._forgets else _SLEEP_S)
-            if (written or self._forgets) and not self._ending:
+            if (written or self._forgets) and not self._closing.is_set():
                 self._written.clear()
                 with suppress(sqlite3.Error, StoreError, OSError):  # the disk's trouble: the writer tells of it
                     self._look()
-                time.sleep(_LOOK_S)
+                self._closing.wait(_CALM_LOOK_S if self._calm else _LOOK_S)
         if self._conn is not None:
             with suppress(sqlite3.Error):
                 self._conn.close()
 
     def _look(self) -> None:
         now = time.monotonic()
-        frames = frames_in(self._wal)
+        before, frames = self._frames, frames_in(self._wal)
+        self._frames = frames
+        self._calm = before <= frames < min(before + _CALM_FRAMES, _FRAMES // 2)
         since, base = self._base
         if not base <= frames < base + _IDLE_FRAMES:
             self._base = (now, frames)

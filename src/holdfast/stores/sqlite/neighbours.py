@@ -72,6 +72,11 @@ class Neighbours:
         """Whether others are on this database, as of the last second; where that cannot be known, they are."""
         return self._socket is None or bool(self._others)
 
+    @property
+    def tell(self) -> bool:
+        """Whether others are here to tell us what they write: a process with another runtime directory is not seen."""
+        return self._socket is not None and bool(self._others)
+
     def publish(self, topics: Iterable[str]) -> None:
         """Tell the others; never waits, never raises."""
         sock = self._socket

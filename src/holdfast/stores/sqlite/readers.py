@@ -1,4 +1,8 @@
-"""Threads that read, each with a connection of its own. Reads are short, so that the WAL can be checkpointed."""
+"""Threads that read, each with a connection of its own. Reads are short, so that the WAL can be checkpointed.
+
+One commit of many runs wakes the readers of all of them. What they ask for in one turn of their loop is read by one
+thread in one transaction: a hop to a thread and back for each of them cost more than the reading.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from holdfast.domain.errors import StoreUnavailable
 from holdfast.ports.clock import Clock
@@ -24,6 +29,10 @@ _THREADS: Final = 3
 _START_S: Final = 10.0
 _CLOSE_S: Final = 2.0
 _CLOSE_POLL_S: Final = 0.005
+_TOGETHER_MAX: Final = 32  # reads of one thread; more go to the next
+_STINT_S: Final = 0.002  # of reads that are carried out together; the rest comes after these are answered
+
+_Asked = tuple[Callable[[Tx], Any], "asyncio.Future[Any]"]
 
 
 class Readers:
@@ -37,6 +46,7 @@ class Readers:
         self._lock = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         self._reading = 0
+        self._asked: dict[asyncio.AbstractEventLoop, list[_Asked]] = {}
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast-reader")
         self._all_there = threading.Barrier(_THREADS)
         for _ in range(_THREADS):  # a pool starts a thread where none is idle: so each has to wait for the others
@@ -52,6 +62,51 @@ class Readers:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, name, operation)
         except RuntimeError as error:  # the pool is shut down
             raise StoreUnavailable(f"{name}: the store is closed") from error
+
+    async def do_together(self, name: str, operation: Callable[[Tx], T]) -> T:
+        """As `do`, for what is brief: it is carried out with whatever else is asked for in this turn of the loop.
+
+        Raises:
+            StoreUnavailable: As `do`.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[T] = loop.create_future()
+        asked = self._asked.setdefault(loop, [])
+        asked.append((operation, waiter))
+        if len(asked) == 1:
+            loop.call_soon(self._hand_over, loop, name)
+        return await waiter
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        everything = self._asked.pop(loop)
+        for start in range(0, len(everything), _TOGETHER_MAX):
+            asked = everything[start : start + _TOGETHER_MAX]
+            try:
+                work = self._pool.submit(self._read_together, name, asked, loop)
+            except RuntimeError:  # the pool is shut down
+                _resolve([(waiter, StoreUnavailable(f"{name}: the store is closed")) for _, waiter in asked])
+            else:
+                work.add_done_callback(partial(_refuse_cancelled, name, asked, loop))
+
+    def _read_together(self, name: str, asked: list[_Asked], loop: asyncio.AbstractEventLoop) -> None:
+        while asked:
+            found: list[Any]
+            try:
+                found = self._read(name, partial(_stint, asked))
+            except StoreUnavailable as error:
+                found = [error]  # of one of them, perhaps: the others are asked again
+                if len(asked) > 1:
+                    found = [self._try(name, operation) for operation, _ in asked]
+            answered = [(waiter, answer) for (_, waiter), answer in zip(asked, found, strict=False)]
+            with suppress(RuntimeError):  # that loop has closed: nobody waits there any more
+                loop.call_soon_threadsafe(_resolve, answered)
+            asked = asked[len(found) :]
+
+    def _try(self, name: str, operation: Callable[[Tx], T]) -> T | Exception:
+        try:
+            return self._read(name, operation)
+        except Exception as error:  # noqa: BLE001 - it is the answer
+            return error
 
     def close(self) -> None:
         """End the threads and close their connections; a read that goes on is interrupted, and waited for briefly."""
@@ -105,3 +160,37 @@ class Readers:
             with self._lock:
                 self._connections.append(conn)
         return conn
+
+
+def _stint(asked: list[_Asked], tx: Tx) -> list[Any]:
+    """The answers to the first of them, or what an operation of ours raised instead of one."""
+    found: list[Any] = []
+    until = time.monotonic() + _STINT_S
+    for operation, _ in asked:
+        try:
+            found.append(operation(tx))
+        except (sqlite3.Error, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the answer
+            found.append(error)
+        if time.monotonic() >= until:
+            break
+    return found
+
+
+def _resolve(answered: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for waiter, answer in answered:
+        if waiter.done():  # cancelled: whoever asked has gone
+            continue
+        if isinstance(answer, Exception):
+            waiter.set_exception(answer)
+        else:
+            waiter.set_result(answer)
+
+
+def _refuse_cancelled(name: str, asked: list[_Asked], loop: asyncio.AbstractEventLoop, work: Future[None]) -> None:
+    """Those that were not begun when the store was closed."""
+    if work.cancelled():
+        error = StoreUnavailable(f"{name}: the store is closed")
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, [(waiter, error) for _, waiter in asked])

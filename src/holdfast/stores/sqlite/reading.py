@@ -19,17 +19,17 @@ from holdfast.stores.sqlite.tx import Tx
 
 def read(tx: Tx, key: RunKey, after: int, limit: int, epoch: int | None) -> Page:
     """A page of the log with the state that goes with it, from one snapshot."""
-    row = find(tx, key)
+    row = tx.one("SELECT n, state, head, gone FROM runs WHERE tenant = ? AND id = ?", key.tenant, key.run)
     if row is None:
         return Page(Status.UNKNOWN, [], [], after + 1, 0, 0, State.QUEUED)
     state, head = State(row["state"]), row["head"]
-    last = tx.one("SELECT epoch FROM events WHERE run = ? AND seq = ?", row["n"], head)
-    head_epoch = last["epoch"] if last else 0
     if row["gone"]:
-        return Page(Status.GONE, [], [], after + 1, head, head_epoch, state)
+        return Page(Status.GONE, [], [], after + 1, head, _epoch_at(tx, row, head) or 0, state)
     if after > head or (epoch is not None and after > 0 and _epoch_at(tx, row, after) != epoch):
-        return Page(Status.OK, [], [], after + 1, head, head_epoch, state, resync=True)
-    found = _page(tx, row["n"], after, limit)
+        return Page(Status.OK, [], [], after + 1, head, _epoch_at(tx, row, head) or 0, state, resync=True)
+    found = _page(tx, row["n"], after, limit) if head > after else []
+    whole = bool(found) and after + len(found) == head
+    head_epoch = found[-1]["epoch"] if whole else _epoch_at(tx, row, head) or 0
     if not found and head > after:
         return Page(Status.GONE, [], [], after + 1, head, head_epoch, state)
     return Page(Status.OK, [r["data"] for r in found], [r["epoch"] for r in found], after + 1, head, head_epoch, state)

@@ -141,6 +141,7 @@ class SqliteStore:
                 clock,
                 [hub.publish, neighbours.publish],
                 others=lambda: neighbours.attached,
+                told=lambda: neighbours.tell,
                 ballast=ballast,
                 reopen=partial(connect_to_write, path),
             )
@@ -276,7 +277,10 @@ class SqliteStore:
 
     async def read(self, key: RunKey, after: int, limit: int = 500, epoch: int | None = None) -> Page:
         """See the port."""
-        return await self._read("read", lambda tx: reading.read(tx, key, after, limit, epoch))
+        work = partial(reading.read, key=key, after=after, limit=limit, epoch=epoch)
+        if self._readers is None:
+            return await self._writer.do("read", work)
+        return await self._readers.do_together("read", work)
 
     async def tail(self, key: RunKey, after: int, limit: int = 500) -> AsyncIterator[Page]:
         """See the port."""

@@ -36,6 +36,8 @@ Operation = Callable[[Tx], T]
 _GROUP_MAX: Final = 500
 _QUEUE_MAX: Final = 20_000
 _LOOK_S: Final = 0.05
+_TOLD_LOOK_S: Final = 0.2  # where the others tell us by datagrams, which are seldom lost: an idle process should rest
+_NEW_S: Final = 2.0  # they look for whom to tell once a second
 _STINT_S: Final = 0.025
 _GAP_S: Final = 0.005
 _CATCH_UP_MS: Final = 20
@@ -81,6 +83,7 @@ class Writer:
         publish: Sequence[Callable[[set[str]], None]],
         *,
         others: Callable[[], bool] = lambda: False,
+        told: Callable[[], bool] = lambda: False,
         ballast: Ballast | None = None,
         reopen: Callable[[], sqlite3.Connection] | None = None,
     ) -> None:
@@ -91,11 +94,14 @@ class Writer:
             clock: The store's.
             publish: Who hears of wakes, first the waiters of this process.
             others: Whether anybody else writes to this database.
+            told: Whether they tell us when they do.
             ballast: Says when the disk is full; None in memory.
             reopen: Opens another connection in place of one that is broken; None in memory.
         """
         self._conn = conn
         self._others = others
+        self._told = told
+        self._told_from = time.monotonic() + _NEW_S
         self._ballast = ballast
         self._reopen = reopen
         self._busy_since = time.monotonic()
@@ -231,7 +237,7 @@ class Writer:
         began = time.monotonic()
         while True:
             try:
-                job = self._jobs.get(timeout=_LOOK_S)
+                job = self._jobs.get(timeout=self._look_s())
             except queue.Empty:
                 self._look()
                 if self._ballast is not None:
@@ -246,7 +252,7 @@ class Writer:
     def _look(self) -> None:
         """`data_version` of this connection moves when any other connection has committed."""
         now = time.monotonic()
-        if now - self._looked_at < _LOOK_S:
+        if now - self._looked_at < self._look_s():
             return
         self._looked_at = now
         with suppress(sqlite3.Error):
@@ -254,6 +260,9 @@ class Writer:
             if self._version not in (None, version):
                 self._publish[0]({READY_TOPIC, CONTROL_TOPIC})
             self._version = version
+
+    def _look_s(self) -> float:
+        return _TOLD_LOOK_S if self._told() and time.monotonic() >= self._told_from else _LOOK_S
 
     def _begin_wal_anew(self) -> None:
         """When it is asked for: waits for readers, who are brief, and not at all for other writers."""

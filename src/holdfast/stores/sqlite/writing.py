@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,11 @@ from holdfast.stores.sqlite.ending import changed, close, derived_entry, front_r
 from holdfast.stores.sqlite.rows import find, phase, spec_of
 from holdfast.stores.sqlite.tx import Tx
 
+# The whole row, as `find` has it, would be a third of what an append costs this thread.
+_APPENDED_TO: Final = (
+    "SELECT n, tenant, id, state, stopping, epoch, claim, begun, head FROM runs WHERE tenant = ? AND id = ?"
+)
+
 
 def append(
     tx: Tx,
@@ -31,7 +36,7 @@ def append(
     consumed: int,
 ) -> Appended:
     """All or none; see the port."""
-    row = find(tx, key)
+    row = tx.one(_APPENDED_TO, key.tenant, key.run)
     refusal = _refused(tx, row, fence, base, events, Trigger.APPEND)
     if refusal is not None or row is None:
         return refusal or Appended(Status.UNKNOWN, 0)
