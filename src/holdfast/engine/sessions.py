@@ -18,6 +18,7 @@ from holdfast.domain.errors import HoldfastError
 from holdfast.domain.ids import SYNTHETIC_AGENT, SYNTHETIC_TENANT, RunKey, new_run_id, new_session_id, trace_id
 from holdfast.domain.messages import ClientTool, HistoryEntry, Message
 from holdfast.domain.runs import OnDisconnect, Policy, Reason, State
+from holdfast.engine import refusals
 from holdfast.engine.deciding import decide, open_calls
 from holdfast.engine.lists import ListWatch
 from holdfast.engine.reasons import inspection
@@ -199,9 +200,9 @@ class Sessions:
         """Hand an input to an active run; already_ended, idempotency_conflict, session_busy (too many unread)."""
         status = await self._store.steer(key, text, idempotency_key, unread_max=self._settings.queued_behind)
         if status is Status.BUSY:
-            raise _inbox_full(key.run, self._settings.queued_behind)
+            raise refusals.inbox_full(key.run, self._settings.queued_behind)
         if status is Status.CONFLICT:
-            raise _conflict(idempotency_key, key.run)
+            raise refusals.conflict(idempotency_key, key.run)
         if status is Status.ENDED:
             raise HoldfastError("already_ended", f"run {key.run} has ended", run=key.run)
         return await self.get(key)
@@ -383,11 +384,11 @@ class Sessions:
     def _judge(self, created: Created, new: NewRun) -> Created:
         match created.status:
             case Status.BUSY if new.policy is Policy.STEER and created.record is not None:
-                raise _inbox_full(created.record.key.run, new.limits.queued_behind_max)
+                raise refusals.inbox_full(created.record.key.run, new.limits.queued_behind_max)
             case Status.BUSY:
-                raise _busy(new, created.record.key.run if created.record else None)
+                raise refusals.busy(new, created.record.key.run if created.record else None)
             case Status.CONFLICT:
-                raise _conflict(new.idempotency_key, created.record.key.run if created.record else None)
+                raise refusals.conflict(new.idempotency_key, created.record.key.run if created.record else None)
             case Status.OVERLOADED if created.shed is not None:
                 raise self._shedding.refuse(created.shed, new)
             case _:
@@ -427,25 +428,3 @@ def _spec(request: StartRequest, agent: AgentInfo, key: RunKey, version: Mapping
 def _body_hash(request: StartRequest) -> str:
     asked = msgspec.structs.replace(request, idempotency_key="", trace="", retracts=True, listens=False, listener_s=0.0)
     return hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
-
-
-def _busy(new: NewRun, active: str | None) -> HoldfastError:
-    said, remedy = f"session {new.session} has an active run", None
-    if new.policy is Policy.ENQUEUE:
-        most = new.limits.queued_behind_max
-        said += f", and {most} {'run waits' if most == 1 else 'runs wait'} behind it"
-        remedy = "wait until one has begun, stop one of them, send on_busy supersede, or raise queued_behind"
-    return HoldfastError("session_busy", said, remedy=remedy, session=new.session, active=active)
-
-
-def _conflict(key: str, run: str | None) -> HoldfastError:
-    return HoldfastError("idempotency_conflict", f"Idempotency-Key {key!r} was used with another body", run=run)
-
-
-def _inbox_full(run: str, most: int) -> HoldfastError:
-    return HoldfastError(
-        "session_busy",
-        f"{most} inputs wait to be read by run {run}",
-        remedy="wait until the run has read them, or stop it",
-        run=run,
-    )

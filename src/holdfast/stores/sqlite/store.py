@@ -66,7 +66,6 @@ T = TypeVar("T")
 _TAIL_POLL_S: Final = 1.0
 _KEPT_OUT_S: Final = 2.0  # without a write, while there is one to do: what else is locked is a matter of milliseconds
 _CLOSE_S: Final = BUSY_TIMEOUT_S + 1
-_SWEEP_STEPS_MAX: Final = 1000
 
 
 class SqliteStore:
@@ -383,19 +382,10 @@ class SqliteStore:
 
     async def sweep(self, *, older_than_ms: int, bytes_max: int, limit: int = 100) -> int:
         """See the port."""
-        past = await self._read("sweep", lambda tx: sweeping.past(tx, older_than_ms, bytes_max, limit))
-        if past:
-            await self._writer.do("sweep", lambda tx: sweeping.mark(tx, past))
-        runs, steps = await self._read("sweep", lambda tx: sweeping.to_delete(tx, _SWEEP_STEPS_MAX)), 0
-        for run in runs:
-            more = True
-            while more and (steps := steps + 1) <= _SWEEP_STEPS_MAX:
-                more = await self._writer.do("sweep", partial(sweeping.delete_some, run=run))
-        if runs:
+        gone, deleted = await sweeping.sweep(self._read, self._writer.do, older_than_ms, bytes_max, limit)
+        if deleted:
             self._forget()
-        buried = await self._read("sweep", lambda tx: sweeping.to_bury(tx, older_than_ms, limit))
-        await self._writer.do("sweep", lambda tx: sweeping.bury(tx, buried, older_than_ms))
-        return len(past)
+        return gone
 
     def _forget(self) -> None:
         if self._checkpoints is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, Protocol
 
 from holdfast.domain.ids import SYNTHETIC_TENANT, RunKey
 from holdfast.domain.runs import State
@@ -13,6 +15,30 @@ from holdfast.stores.sqlite.rows import find
 from holdfast.stores.sqlite.tx import Tx
 
 _CHUNK: Final = 1000
+_STEPS_MAX: Final = 1000
+
+
+class Do(Protocol):
+    """Carries out an operation in a transaction, as the writer or as a reader."""
+
+    def __call__(self, name: str, operation: Callable[[Tx], Any], /) -> Awaitable[Any]:
+        """What the operation returned."""
+        ...
+
+
+async def sweep(read: Do, write: Do, older_than_ms: int, bytes_max: int, limit: int) -> tuple[int, bool]:
+    """Its steps, searches by `read`, each change a short `write`: how many runs were marked, whether any log went."""
+    found = await read("sweep", lambda tx: past(tx, older_than_ms, bytes_max, limit))
+    if found:
+        await write("sweep", lambda tx: mark(tx, found))
+    runs, steps = await read("sweep", lambda tx: to_delete(tx, _STEPS_MAX)), 0
+    for run in runs:
+        more = True
+        while more and (steps := steps + 1) <= _STEPS_MAX:
+            more = await write("sweep", partial(delete_some, run=run))
+    buried = await read("sweep", lambda tx: to_bury(tx, older_than_ms, limit))
+    await write("sweep", lambda tx: bury(tx, buried, older_than_ms))
+    return len(found), bool(runs)
 
 
 def past(tx: Tx, older_than_ms: int, bytes_max: int, limit: int) -> list[int]:
