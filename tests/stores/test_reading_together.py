@@ -72,6 +72,21 @@ async def test_a_read_that_fails_fails_no_other(readers: Counted) -> None:
     assert isinstance(third, ValueError)
 
 
+async def test_a_reader_that_cannot_begin_at_all_fails_those_who_asked(tmp_path: Path) -> None:
+    """No descriptor is left for a connection: whoever waits is told so, and does not wait for ever."""
+
+    class Unopened(Readers):
+        def _read(self, name: str, operation: Callable[[Tx], Any]) -> Any:
+            raise OSError(24, "Too many open files")
+
+    found = Unopened(str(tmp_path / "some.db"), ManualClock())
+    asked = [asyncio.create_task(found.do_together("read", one)) for _ in range(3)]
+    done, waiting = await asyncio.wait(asked, timeout=LIMIT_S)
+    found.close()
+    assert not waiting
+    assert [type(each.exception()) for each in done] == [OSError] * 3
+
+
 async def test_a_long_read_is_not_waited_for_twice(readers: Counted) -> None:
     """What comes before it is answered without it."""
     seen: list[bool] = []

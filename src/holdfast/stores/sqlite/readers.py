@@ -86,7 +86,7 @@ class Readers:
             except RuntimeError:  # the pool is shut down
                 _resolve([(waiter, StoreUnavailable(f"{name}: the store is closed")) for _, waiter in asked])
             else:
-                work.add_done_callback(partial(_refuse_cancelled, name, asked, loop))
+                work.add_done_callback(partial(_refuse_rest, name, asked, loop))
 
     def _read_together(self, name: str, asked: list[_Asked], loop: asyncio.AbstractEventLoop) -> None:
         while asked:
@@ -180,17 +180,21 @@ def _stint(asked: list[_Asked], tx: Tx) -> list[Any]:
 
 def _resolve(answered: list[tuple[asyncio.Future[Any], Any]]) -> None:
     for waiter, answer in answered:
-        if waiter.done():  # cancelled: whoever asked has gone
+        if waiter.done():  # cancelled, because whoever asked has gone; or answered before the rest failed
             continue
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             waiter.set_exception(answer)
         else:
             waiter.set_result(answer)
 
 
-def _refuse_cancelled(name: str, asked: list[_Asked], loop: asyncio.AbstractEventLoop, work: Future[None]) -> None:
-    """Those that were not begun when the store was closed."""
+def _refuse_rest(name: str, asked: list[_Asked], loop: asyncio.AbstractEventLoop, work: Future[None]) -> None:
+    """Answer those without an answer: the store was closed before they were begun, or reading failed as a whole."""
     if work.cancelled():
-        error = StoreUnavailable(f"{name}: the store is closed")
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve, [(waiter, error) for _, waiter in asked])
+        error: BaseException = StoreUnavailable(f"{name}: the store is closed")
+    elif (failed := work.exception()) is not None:
+        error = failed
+    else:
+        return
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(_resolve, [(waiter, error) for _, waiter in asked])
