@@ -36,7 +36,8 @@ async def test_stop_reload_and_a_killed_worker_are_seen_on_the_page(demo: Server
         assert words.startswith("Stopped in ")
         assert words.endswith("tool sleep: cancelled.")
 
-        await tab.press("!tokens n=80 rate=25\n!say the end")
+        # The model falls silent behind its tokens, once: the run is there to be killed however slow the machine is.
+        await tab.press("!tokens n=80 rate=25\n!stall after=0 for=60 times=1\n!say the end")
         await tab.until(f"{LAST}.textContent.includes('t20 ')", LIMIT_S)
         await tab.reload()
         await tab.until(f"{LAST}?.textContent.includes('t30 ')", LIMIT_S)
@@ -57,7 +58,7 @@ async def _try(tab: Browser, words: str) -> None:
 
 
 def _worker(demo: Server) -> int:
-    """The process that has the newest run, as the run's record names it: what workers report of themselves is a beat old."""
+    """The process that has the newest run, by the run's record: what workers report of themselves is a beat old."""
     run: dict[str, Any] = httpx2.get(f"{demo.url}/api/runs?limit=1").json()["runs"][0]
     assert run["state"] == "running"
     return int(run["worker"].removeprefix("w").split("-")[0])
