@@ -19,6 +19,9 @@ LEASE_S = 10.0
 RECOVERY_S = LEASE_S + 4.0
 DRAIN_S = 3.0  # of profile dev
 EXIT_S = DRAIN_S + 6.0
+# The model falls silent behind its last token, once: the run is not over before it is killed, however slow the machine
+# is, and the next attempt is answered to the end.
+HELD = "!tokens n=40 rate=30\n!stall after=0 for=60 times=1"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -78,7 +81,7 @@ def goes_on(system: System, run: str, witness: Witness) -> list[dict[str, Any]]:
 def test_kill_9_while_the_model_streams_loses_nothing_and_the_run_is_resumed(start_system: Start, figures: Any):
     """The reader has text that the next attempt takes back, and is told so; no tool runs twice."""
     system = start_system(DIVER)
-    script = '!tool echo {"text": "once"}\n!tokens n=40 rate=30'
+    script = f'!tool echo {{"text": "once"}}\n{HELD}'
     run = system.run(script, session="s")
     witness = Witness(system, run)
     until(lambda: "t10 " in witness.said(), "text is shown")
@@ -126,7 +129,7 @@ def test_kill_9_during_a_tool_tells_the_model_that_its_outcome_is_unknown(start_
 def test_kill_9_of_an_agent_that_cannot_resume_ends_its_run_as_worker_lost(start_system: Start):
     """A run that nobody can go on with ends by itself, with everything that was said."""
     system = start_system(TICKER, DIVER)
-    run = system.run(ticks(200, 20), session="s")
+    run = system.run(ticks(2000, 200), session="s")
     witness = Witness(system, run)
     until(lambda: len(witness.rows) > 20, "events are shown")
     kill(system, witness)
@@ -148,7 +151,7 @@ def test_kill_9_of_the_worker_alone_breaks_no_connection(start_system: Start, fi
     """Whoever reads sees text taken back and said again, on the connection it has; the spare takes over."""
     system = start_system(DIVER, HOLDFAST_SPARE="true")
     until(lambda: len(system.workers()) == 2, "worker and spare")
-    run = system.run("!tokens n=40 rate=30", session="s")
+    run = system.run(HELD, session="s")
     witness = Witness(system, run)
     until(lambda: "t10 " in witness.said(), "text is shown")
     began = time.monotonic()
@@ -161,13 +164,13 @@ def test_kill_9_of_the_worker_alone_breaks_no_connection(start_system: Start, fi
     events = witness.events()
     check_log(events)
     assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 41))
-    _session_is_whole(system, ["!tokens n=40 rate=30", "!say again"])
+    _session_is_whole(system, [HELD, "!say again"])
 
 
 def test_kill_9_of_the_gateway_alone_lets_the_worker_hand_its_run_back(start_system: Start):
     """A worker whose gateway is gone works for nobody: it gives back what it holds, and ends."""
     system = start_system(DIVER)
-    run = system.run("!tokens n=60 rate=20", session="s")
+    run = system.run(HELD, session="s")
     witness = Witness(system, run)
     until(lambda: "t10 " in witness.said(), "text is shown")
     workers = system.workers()
@@ -178,7 +181,7 @@ def test_kill_9_of_the_gateway_alone_lets_the_worker_hand_its_run_back(start_sys
     until(lambda: system.model.stats()["open"] == 0, "the model is let go", 2)
     system.start()
     events = goes_on(system, run, witness)
-    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 61))
+    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 41))
 
 
 def test_queued_runs_and_stop_flags_survive_kill_9(start_system: Start):
@@ -262,7 +265,7 @@ def test_sigterm_lets_runs_finish_and_readers_see_their_end(start_system: Start)
 def test_sigterm_hands_a_run_that_takes_longer_to_the_next_server(start_system: Start):
     """The drain is bounded; a run that can be resumed waits in the store and goes on."""
     system = start_system(DIVER, HOLDFAST_DRAIN_S="0.5")
-    run = system.run('!tool echo {"text": "once"}\n!tokens n=60 rate=25', session="s")
+    run = system.run(f'!tool echo {{"text": "once"}}\n{HELD}', session="s")
     witness = Witness(system, run)
     until(lambda: "t5 " in witness.said(), "text is shown")
     began = time.monotonic()
@@ -273,7 +276,7 @@ def test_sigterm_hands_a_run_that_takes_longer_to_the_next_server(start_system: 
     assert not any(e["type"] in TERMINAL for e in witness.events())
     system.start()
     events = goes_on(system, run, witness)
-    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 61))
+    assert events[-1]["output"] == "".join(f"t{i} " for i in range(1, 41))
     assert [e["what"] for e in system.journal("echo")] == ["once"]
 
 

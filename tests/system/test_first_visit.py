@@ -36,7 +36,8 @@ async def test_stop_reload_and_a_killed_worker_are_seen_on_the_page(demo: Server
         assert words.startswith("Stopped in ")
         assert words.endswith("tool sleep: cancelled.")
 
-        await tab.press("!tokens n=80 rate=25\n!say the end")
+        # The model falls silent behind its tokens, once: the run is there to be killed however slow the machine is.
+        await tab.press("!tokens n=80 rate=25\n!stall after=0 for=60 times=1\n!say the end")
         await tab.until(f"{LAST}.textContent.includes('t20 ')", LIMIT_S)
         await tab.reload()
         await tab.until(f"{LAST}?.textContent.includes('t30 ')", LIMIT_S)
