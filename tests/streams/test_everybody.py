@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 SESSION = "everybody"
 SCRIPT = "!think n=3\n!tokens n=20000 rate=40"
-READERS = 5  # who read over HTTP: chat completion, AI SDK, AG-UI, server-sent events, the Python client
 
 
 def _event_source(http: Http, run: str) -> list[dict[str, Any]]:
@@ -45,6 +44,11 @@ async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(ngi
     """
     url = f"http://127.0.0.1:{nginx.http.port}"
     ask = asyncio.to_thread
+
+    def looking(n: int) -> bool:
+        return bool(site.http.get("/health")["readers"] >= n)
+
+    await ask(until, lambda: not looking(1), "nobody looks who came for another run", 30)
     completion = asyncio.create_task(ask(chat_completion, url, "asker", SCRIPT, SESSION))
 
     def active() -> str | None:
@@ -56,16 +60,15 @@ async def test_a_run_of_the_openai_client_is_the_same_for_whoever_watches_it(ngi
     run = await ask(until, active, "the run is active")
     async with socket(url) as client:
         watchers = [
-            asyncio.create_task(each)
-            for each in (
-                ask(node, "ai_sdk.mjs", url, do="resume", chat=SESSION),
-                ask(node, "ag_ui.mjs", url, do="join", thread=SESSION),
-                ask(_event_source, nginx.http, run),
-                ask(_python_client, url, run),
-            )
+            asyncio.create_task(ask(node, "ai_sdk.mjs", url, do="resume", chat=SESSION)),
+            asyncio.create_task(ask(node, "ag_ui.mjs", url, do="join", thread=SESSION)),
         ]
+        # They come to what is active, so they must be there before the stop; none of the three reconnects by itself.
+        await ask(until, lambda: looking(len(watchers) + 1), "the two of Node look", 30)
+        watchers.append(asyncio.create_task(ask(_event_source, nginx.http, run)))
+        watchers.append(asyncio.create_task(ask(_python_client, url, run)))
         await client.ask("subscribe", run=run, after=0)
-        await ask(until, lambda: site.http.get("/health")["readers"] >= READERS, "everybody looks")
+        await ask(until, lambda: looking(len(watchers) + 1), "everybody looks", 30)
         await ask(subprocess.run, [HOLDFAST, "stop", run, "--url", url], check=True, timeout=30, capture_output=True)
         seen = await asyncio.gather(completion, *watchers)
         end = await client.end_of(run)
