@@ -187,8 +187,9 @@ def test_inspect_asks_the_worker_that_has_the_run_wherever_it_is(cluster: Cluste
     (worker,) = machine.workers()
     worker.suspend()
     try:
-        found = cluster.inspect(run)
-        assert found["waiting_on"] == "its worker's loop, which is blocked", found
+        # Each answer is bounded, so one may come without the other machine's word.
+        blocked = "its worker's loop, which is blocked"
+        until(lambda: cluster.inspect(run)["waiting_on"] == blocked, "its supervisor says that it is blocked")
     finally:
         worker.resume()
     frozen = machine.freeze()
