@@ -31,7 +31,7 @@ def test_1_a_normal_stream_starts_and_ends(serve: Serve, form: str):
     assert len({line.get("trace", found[0]["trace"]) for line in found}) == 1
     assert found[1]["attempt"] == "1"
     assert (found[2]["state"], found[2]["reason"]) == ("completed", "finished")
-    assert int(found[2]["duration_ms"]) <= chat.took_s * 1000
+    assert int(found[2]["duration_ms"]) <= chat.took_s * 1000 + 1  # it is rounded
 
 
 def test_2_a_client_that_goes_away_ends_its_run(system: System):
