@@ -181,9 +181,8 @@ async def test_disconnected_is_not_stopped(here: Site, tab: Browser) -> None:
     await tab.until("document.getElementById('offline').hidden")
     await here.obey(holder)
     await tab.until(f"{LAST}.innerText.includes('before meanwhile ') && {LAST}.querySelector('.end.cancelled')")
-    await tab.until(
-        "document.getElementById('problem').hidden"
-    )  # once the stop is answered, which may be after the end
+    # Once the stop is answered, which may be after the end.
+    await tab.until("document.getElementById('problem').hidden")
 
 
 async def test_nothing_that_is_said_becomes_markup(here: Site, tab: Browser) -> None:
