@@ -27,13 +27,12 @@ from pydantic_ai import RunContext as LibraryContext
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
-from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import AbstractToolset
 
 from holdfast.agents.channel import Channel
 from holdfast.agents.mcp import McpLimits, guarded
-from holdfast.models import GuardedModel, ModelGuard, RequestScope, in_scope
+from holdfast.models import GuardedModel, ModelGuard, RequestScope, in_scope, is_guarded
 from holdfast.ports.agent import AgentEvent, Degraded, ModelRetried, ToolAsks, ToolResponded
 from holdfast.ports.probe import current_probe
 from holdfast.tools import current_call
@@ -157,11 +156,8 @@ class Delegated(AbstractCapability[Any]):
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """Guard whichever model serves the request."""
-        inner: Model = model
-        while isinstance(inner, WrapperModel):
-            if isinstance(inner, GuardedModel):
-                return None
-            inner = inner.wrapped
+        if is_guarded(model):
+            return None
         call = current_call()
         return DelegatedModel(model, self._delegation, call.call if call is not None else "")
 

@@ -36,7 +36,6 @@ from pydantic_ai.exceptions import (
 )
 from pydantic_ai.messages import ModelResponse, ToolCallPart, ToolReturn, ToolReturnPart
 from pydantic_ai.models import Model, ModelRequestContext
-from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDenied
 from pydantic_ai.toolsets import AbstractToolset
@@ -54,7 +53,7 @@ from holdfast.aio import Owner, settle
 from holdfast.config import Settings
 from holdfast.domain.errors import RunEnded
 from holdfast.domain.runs import Reason
-from holdfast.models import GuardedModel, ModelGuard
+from holdfast.models import GuardedModel, ModelGuard, is_guarded
 from holdfast.ports.agent import AgentEvent
 from holdfast.ports.agent import RunContext as HoldfastContext
 from holdfast.tools import CurrentCall, Reporter, ToolQueueTimeout, current_call, in_call, reporting
@@ -281,11 +280,8 @@ class Hooks(AbstractCapability[Any]):
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """Guard whichever model serves the request: the agent's own, --model, a fallback, a test's override."""
-        inner: Model = model
-        while isinstance(inner, WrapperModel):
-            if isinstance(inner, GuardedModel):
-                return None
-            inner = inner.wrapped
+        if is_guarded(model):
+            return None
         return CompactingModel(GuardedModel(model, self.guard.limits, self.guard), self.compactor)
 
     async def wrap_model_request(

@@ -3,7 +3,7 @@
 from holdfast.models.bounds import AnswerUnreadable, BoundedStream, coding_of
 from holdfast.models.breaker import Breakers
 from holdfast.models.errors import ModelBadResponse, ModelBreakerOpen, ModelStalled, ModelTruncated
-from holdfast.models.guard import GuardedModel
+from holdfast.models.guard import GuardedModel, is_guarded
 from holdfast.models.resolve import ModelClient, ModelConfigError
 from holdfast.models.routes import ModelGuard, ModelLimits
 from holdfast.models.scope import RequestScope, in_scope
@@ -25,5 +25,6 @@ __all__ = [
     "RequestScope",
     "coding_of",
     "in_scope",
+    "is_guarded",
     "restart_reason",
 ]

@@ -195,6 +195,15 @@ async def _request(route: Route, asked: _Asked) -> AsyncGenerator[StreamedRespon
         probe.upstream_closed()
 
 
+def is_guarded(model: Model) -> bool:
+    """Whether a guard is among the wrappers of `model`: one is enough."""
+    while isinstance(model, WrapperModel):
+        if isinstance(model, GuardedModel):
+            return True
+        model = model.wrapped
+    return False
+
+
 def _without_sdk_retries(model: Model, settings: ModelSettings | None) -> ModelSettings:
     merged = cast(ModelSettings, dict(settings or {}))
     if "max_retries" not in getattr(model, "unsupported_settings", ()):
